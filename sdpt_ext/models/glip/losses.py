@@ -48,8 +48,9 @@ def detection_loss(
     """
     _check_labels(labels, logits)
     with torch.autocast(logits.device.type, enabled=False):
-        logits, box_deltas, centerness = (_at_least_float32(x) for x in (logits, box_deltas, centerness))
-        anchors = [level.to(logits.dtype) for level in anchors_per_level]
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logits, box_deltas, centerness = logits.to(dtype), box_deltas.to(dtype), centerness.to(dtype)
+        anchors = [level.to(dtype) for level in anchors_per_level]
         matched = torch.stack([assign_atss(anchors, label["boxes"]) for label in labels])
         targets = torch.stack([_token_targets(m, x["positive_map"]) for m, x in zip(matched, labels, strict=True)])
         image, position = (matched != BACKGROUND).nonzero(as_tuple=True)
@@ -134,10 +135,6 @@ def _mean_over_processes(target_centerness: Tensor) -> tuple[Tensor, Tensor]:
         dist.all_reduce(totals)
         totals /= dist.get_world_size()
     return totals[0].clamp(min=1.0), totals[1].clamp(min=torch.finfo(totals.dtype).eps)
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _check_labels(labels: Sequence[dict[str, Any]], logits: Tensor) -> None:
