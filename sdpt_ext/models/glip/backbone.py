@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SwinBackbone, SwinConfig
+from transformers.models.swin.modeling_swin import SwinMLP
 
 from .configuration import GlipConfig
 
@@ -80,6 +81,18 @@ class FeaturePyramid(nn.Module):
         return [*levels, p6, p7]
 
 
+class StochasticMLP(nn.Module):
+    """MLP branch of a Swin block with stochastic depth, which transformers gives to the attention branch alone."""
+
+    def __init__(self, mlp: SwinMLP, drop_path: nn.Module) -> None:
+        super().__init__()
+        self.fc1, self.activation_fn, self.fc2 = mlp.fc1, mlp.activation_fn, mlp.fc2
+        self.drop_path = drop_path
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.drop_path(self.fc2(self.activation_fn(self.fc1(hidden_states))))
+
+
 class GlipBackbone(nn.Module):
     """Swin body and feature pyramid: pixels to the five maps that the head reads."""
 
@@ -88,6 +101,9 @@ class GlipBackbone(nn.Module):
         self.body = SwinBackbone(cast(SwinConfig, config.backbone_config))
         # The final norm of SwinModel only feeds its last_hidden_state, which no detector reads.
         self.body.swin.layernorm = nn.Identity()  # type: ignore[assignment]
+        for stage in self.body.swin.encoder.layers:
+            for block in stage.blocks:
+                block.mlp = StochasticMLP(block.mlp, block.drop_path)
         first_stage = int(self.body.out_features[0].removeprefix("stage"))
         self.fpn = FeaturePyramid(self.body.channels, first_stage, config.hidden_size, float(config.drop_block))
 
@@ -96,4 +112,4 @@ class GlipBackbone(nn.Module):
         return self.fpn(self.body(pixel_values).feature_maps)
 
 
-__all__ = ["DropBlock", "FeaturePyramid", "GlipBackbone"]
+__all__ = ["DropBlock", "FeaturePyramid", "GlipBackbone", "StochasticMLP"]
