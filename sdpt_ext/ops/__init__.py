@@ -1,0 +1,8 @@
+"""The operators: compiled kernels with plain PyTorch references beside them."""
+
+from __future__ import annotations
+
+from sdpt_ext.ops.deform_conv import deform_conv2d
+from sdpt_ext.ops.nms import nms
+
+__all__ = ["deform_conv2d", "nms"]
