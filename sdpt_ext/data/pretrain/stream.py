@@ -1,0 +1,199 @@
+"""An endless stream of pre-training batches: generated scenes and photographs, each with its own caption."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sdpt_ext.data.pretrain.examples import Example, ExampleSource
+from sdpt_ext.data.transforms import clip_corners, coco_to_corners
+from sdpt_ext.models.glip.captions import build_caption
+from sdpt_ext.models.glip.processing import GlipProcessor
+
+_ASPECTS = ((1.0, 0.4), (4 / 3, 0.3), (3 / 4, 0.2), (3 / 2, 0.1))
+"""Width over height of a batch, and how often it comes."""
+_MIN_SIDE = 3.0
+"""Boxes narrower than this many pixels are left out."""
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Attributes:
+    batch_size: images per batch; all of a batch have one size.
+    photo_ratio: share of photographs, the rest are generated scenes.
+    max_caption_tokens: longest caption, special tokens included; names are left out of a longer one.
+    max_negatives: most names in a caption that are true of nothing in the picture.
+    brightness: largest relative change of brightness and contrast.
+    seed: fixes every batch together with its number.
+    """
+
+    batch_size: int = 8
+    photo_ratio: float = 0.5
+    max_caption_tokens: int = 80
+    max_negatives: int = 16
+    brightness: float = 0.25
+    seed: int = 0
+
+
+class PretrainStream(IterableDataset):
+    """Batches number ``start_step``, ``start_step + 1``, ...; batch n depends on the seed and n alone.
+
+    So a run resumes where it stopped, and the number of workers changes nothing.
+
+    Args:
+        processor: gives tokenizer, training scales and normalisation.
+        scenes, photographs: the two sources; without photographs all images are generated.
+    """
+
+    def __init__(
+        self,
+        processor: GlipProcessor,
+        scenes: ExampleSource,
+        photographs: ExampleSource | None = None,
+        options: StreamOptions | None = None,
+        start_step: int = 0,
+    ) -> None:
+        self.processor = processor
+        self.scenes = scenes
+        self.photographs = photographs
+        self.options = options or StreamOptions()
+        self.start_step = start_step
+        self._token_counts: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in itertools.count(self.start_step + first, step):
+            yield self._packed_batch(number)
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Model inputs of one batch: pixel_values, input_ids, attention_mask, labels."""
+        return _unpack(self._packed_batch(number))
+
+    def loader(self, num_workers: int = 2, prefetch: int = 4) -> Iterator[dict[str, Any]]:
+        """Endless iterator over the model inputs of successive batches, made by ``num_workers`` processes."""
+        prefetch_factor = prefetch if num_workers else None
+        loader = DataLoader(self, batch_size=None, num_workers=num_workers, prefetch_factor=prefetch_factor)
+        return map(_unpack, loader)
+
+    def _packed_batch(self, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.options.seed, number])
+        size = self._draw_size(rng)
+        examples = [self._draw_example(size, rng) for _ in range(self.options.batch_size)]
+        names = [self._caption_names(example, rng) for example in examples]
+        text = self.processor.encode_captions([build_caption(group) for group in names])
+        boxes, rows = _targets(examples, names, text["label_to_tokens"], text["input_ids"].shape[1])
+        return {
+            "pixel_values": self._pixels(examples, rng),
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+            "boxes": torch.cat(boxes),
+            "positive_map": torch.cat(rows),
+            "counts": [len(group) for group in boxes],
+        }
+
+    def _draw_size(self, rng: np.random.Generator) -> tuple[int, int]:
+        """(width, height) of the batch, multiples of the padding divisor."""
+        divisor = self.processor.config.size_divisor
+        short = int(rng.choice(self.processor.config.train_shortest_edges))
+        aspects, shares = zip(*_ASPECTS, strict=True)
+        aspect = float(rng.choice(aspects, p=shares))
+        width, height = (short * aspect, short) if aspect >= 1 else (short, short / aspect)
+        return round(width / divisor) * divisor, round(height / divisor) * divisor
+
+    def _draw_example(self, size: tuple[int, int], rng: np.random.Generator) -> Example:
+        takes_photo = self.photographs is not None and rng.random() < self.options.photo_ratio
+        source = self.photographs if takes_photo else self.scenes
+        assert source is not None
+        return source.draw(size, rng)
+
+    def _caption_names(self, example: Example, rng: np.random.Generator) -> list[str]:
+        """Names of the caption in random order: those of the boxes, and a random number of absent ones."""
+        present = sorted(set().union(*example.names)) if example.names else []
+        absent = [name for name in dict.fromkeys(example.negatives) if name not in present]
+        count = int(rng.integers(0, self.options.max_negatives + 1))
+        chosen = [absent[index] for index in rng.permutation(len(absent))[:count]]
+        if not present and not chosen:
+            chosen = absent[:1]
+        ordered = [present[index] for index in rng.permutation(len(present))] + chosen
+        fitting = self._within_budget(ordered)
+        return [fitting[index] for index in rng.permutation(len(fitting))]
+
+    def _within_budget(self, names: Sequence[str]) -> list[str]:
+        """The first names whose caption fits."""
+        budget, kept = self.options.max_caption_tokens - 1, []
+        for name in names:
+            budget -= self._count_tokens(name) + 1
+            if budget < 0 and kept:
+                break
+            kept.append(name)
+        return kept
+
+    def _count_tokens(self, name: str) -> int:
+        if name not in self._token_counts:
+            self._token_counts[name] = len(self.processor.tokenizer.tokenize(name))
+        return self._token_counts[name]
+
+    def _pixels(self, examples: Sequence[Example], rng: np.random.Generator) -> Tensor:
+        """Normalised (B, 3, H, W) with brightness and contrast jitter, which costs nothing in the same product."""
+        config, strength = self.processor.config, self.options.brightness
+        count = len(examples)
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
+        gain = torch.from_numpy(rng.uniform(1 - strength, 1 + strength, (count, 1, 1, 1))).float()
+        tint = torch.from_numpy(rng.uniform(-0.05, 0.05, (count, 3, 1, 1))).float()
+        shift = torch.from_numpy(rng.uniform(-strength, strength, (count, 1, 1, 1)) * 100).float()
+        stacked = torch.from_numpy(np.stack([np.asarray(example.image) for example in examples]))
+        pixels = stacked.permute(0, 3, 1, 2).flip(1).float()
+        return pixels.mul_((gain + tint) / std).add_((shift + mean * (1 - gain) - mean) / std)
+
+
+def _targets(
+    examples: Sequence[Example],
+    names: Sequence[Sequence[str]],
+    tokens_of_label: Sequence[dict[int, list[int]]],
+    length: int,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Per image the boxes (G, 4) as inclusive corners, and 0/1 rows (G, T) on the tokens of every true name."""
+    boxes, rows = [], []
+    for example, caption, tokens in zip(examples, names, tokens_of_label, strict=True):
+        label_of_name = {name: label for label, name in enumerate(caption, start=1)}
+        row = torch.zeros(len(example.boxes), length)
+        for index, true_names in enumerate(example.names):
+            for name in true_names & label_of_name.keys():
+                row[index, tokens[label_of_name[name]]] = 1.0
+        corners, kept = clip_corners(
+            coco_to_corners(torch.from_numpy(example.boxes)), example.image.height, example.image.width
+        )
+        kept &= (torch.from_numpy(example.boxes[:, 2:]) >= _MIN_SIDE).all(dim=1) & row.any(dim=1)
+        boxes.append(corners[kept])
+        rows.append(row[kept])
+    return boxes, rows
+
+
+def _unpack(packed: dict[str, Any]) -> dict[str, Any]:
+    """Labels per image; they travel between processes as one tensor, since each tensor costs a file handle."""
+    counts = packed["counts"]
+    pairs = zip(packed["boxes"].split(counts), packed["positive_map"].split(counts), strict=True)
+    labels = [{"boxes": boxes, "positive_map": rows} for boxes, rows in pairs]
+    return {key: packed[key] for key in ("pixel_values", "input_ids", "attention_mask")} | {"labels": labels}
+
+
+def pretrain_stream(
+    processor: GlipProcessor,
+    photo_root: str | None = None,
+    options: StreamOptions | None = None,
+    start_step: int = 0,
+) -> PretrainStream:
+    """The stream that the shipped model was trained on: all shapes, and the photographs under ``photo_root``."""
+    from sdpt_ext.data.pretrain.examples import Photographs, ShapeScenes
+
+    photographs = Photographs(photo_root) if photo_root else None
+    scenes = ShapeScenes(other_names=photographs.names if photographs else ())
+    return PretrainStream(processor, scenes, photographs, options, start_step)
