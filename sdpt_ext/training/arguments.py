@@ -1,0 +1,65 @@
+"""What a run is about: the model, the data and the tuning method. Everything else is `TrainingArguments`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sdpt_ext.data.sources import DEFAULT_SOURCE
+from sdpt_ext.tuners import METHODS, SDPTConfig
+from sdpt_ext.tuners.sdpt import Init, TextPrompts
+
+
+@dataclass
+class RunArguments:
+    """Flags of `python -m sdpt_ext.train` beside those of transformers' `TrainingArguments`."""
+
+    _argument_group_name = "model, data and method"
+
+    model: str = field(
+        default="nano", metadata={"help": "nano | glip-tiny | glip-large | a saved model's folder | a Hub id."}
+    )
+    checkpoint: str | None = field(
+        default=None, metadata={"help": "Official GLIP checkpoint (.pth) for glip-tiny or glip-large."}
+    )
+    data: str = field(
+        default=DEFAULT_SOURCE,
+        metadata={"help": "A folder with train/ val/ test/ and annotations/, or shapes:TASK, coco:DIR, odinw:NAME."},
+    )
+    shots: int | None = field(
+        default=None, metadata={"help": "Train on K images per class, drawn with --seed; all images if not given."}
+    )
+    method: str = field(default="sdpt", metadata={"help": "How the model is tuned.", "choices": list(METHODS)})
+    num_tokens: int = field(default=10, metadata={"help": "SDPT: prototype tokens per fusion layer."})
+    text_prompts: TextPrompts = field(
+        default="visible",
+        metadata={"help": "SDPT: whether image tokens attend to the text-side prompts (masked: the released code)."},
+    )
+    layers: list[int] | None = field(
+        default=None, metadata={"help": "SDPT: fusion layers that get prompts, e.g. --layers 0 1; all if not given."}
+    )
+    init: Init = field(default="uniform", metadata={"help": "SDPT: how the prompts are initialised."})
+    gate: Literal["zero"] | None = field(
+        default=None, metadata={"help": "SDPT: a zero gate makes step 0 equal the zero-shot model exactly."}
+    )
+    host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start again in an --output_dir that already holds a run; its files go."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"--num_tokens is {self.num_tokens}; it must be at least 1")
+        if self.shots is not None and self.shots < 1:
+            raise ValueError(f"--shots is {self.shots}; it must be at least 1 (leave it out to use every image)")
+
+    def tuning_config(self) -> SDPTConfig:
+        """The options of `sdpt_ext.tuners.apply_method`."""
+        return SDPTConfig(
+            num_tokens=self.num_tokens,
+            layers=None if self.layers is None else tuple(self.layers),
+            text_prompts=self.text_prompts,
+            init=self.init,
+            gate=self.gate,
+            host_dropout=self.host_dropout,
+        )

@@ -1,0 +1,59 @@
+"""Every default of a training run, in one place: shared, then by method, then by kind of data.
+
+Later tables win over earlier ones; a recipe and the command line win over all of them.
+Keys are the names of flags (`RunArguments` and transformers' `TrainingArguments`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHARED: dict[str, Any] = {
+    "seed": 42,
+    "max_steps": 300,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
+    "optim": "adamw_torch",
+    "weight_decay": 1e-4,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,
+    "save_strategy": "steps",
+    "save_steps": 0.25,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "AP",
+    "greater_is_better": True,
+    "report_to": ["tensorboard"],
+    "remove_unused_columns": False,
+}
+
+BY_METHOD: dict[str, dict[str, Any]] = {
+    "sdpt": {"learning_rate": 1e-2, "weight_decay": 0.0},
+    "full": {"learning_rate": 1e-4},
+    "linear_probe": {"learning_rate": 1e-3},
+    "bitfit": {"learning_rate": 1e-3, "weight_decay": 0.0},
+}
+
+# Keyed by the part of --data before the colon; a plain folder counts as "coco".
+BY_DATA: dict[str, dict[str, Any]] = {
+    "shapes": {"max_steps": 200},
+    "coco": {},
+    "lvis": {},
+    "odinw": {},
+}
+
+
+def data_kind(data: str) -> str:
+    """The table row of a data specification: "shapes:night" -> "shapes", a folder -> "coco"."""
+    kind = data.partition(":")[0]
+    return kind if kind in BY_DATA else "coco"
+
+
+def defaults_for(method: str, data: str) -> dict[str, Any]:
+    """Flags of a run that names only its method and its data."""
+    return {**SHARED, **BY_METHOD.get(method, {}), **BY_DATA[data_kind(data)]}

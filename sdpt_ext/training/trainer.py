@@ -1,0 +1,160 @@
+"""transformers' Trainer for detectors: AP as the evaluation, checkpoints that hold only what was trained."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from sdpt_ext.evaluation.inference import evaluate_model
+from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
+from sdpt_ext.training.callbacks import LossProgressCallback
+from sdpt_ext.training.weights import load_weights, save_weights
+
+
+class DetectionTrainer(Trainer):
+    """Trains a detector whose forward returns `loss` and `loss_dict`.
+
+    Args:
+        model: the tuned model.
+        args: transformers' arguments.
+        method: the tuning method, which decides what a checkpoint holds.
+        processor: turns images and class names into inputs and outputs into detections.
+        train_dataset: items that `collator` turns into model inputs.
+        val_dataset: what `evaluate` measures AP on; None if the run does not evaluate.
+        collator: list of items -> model inputs.
+        callbacks: beside transformers' own.
+    """
+
+    def __init__(
+        self,
+        model: GlipForObjectDetection,
+        args: TrainingArguments,
+        *,
+        method: str,
+        processor: GlipProcessor,
+        train_dataset: Dataset[Any],
+        val_dataset: Dataset[Any] | None,
+        collator: Callable[[list[Any]], dict[str, Any]],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=val_dataset,
+            callbacks=callbacks,
+        )
+        # The losses are already normalised by their positives; a mean over accumulated batches is wanted.
+        self.model_accepts_loss_kwargs = False
+        self.method = method
+        self.processor = processor
+        self._loss_sums: dict[str, Tensor] = {}
+        self._loss_count = 0
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(LossProgressCallback())
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The model's loss; its parts are averaged until the next log.
+
+        Raises:
+            ValueError: the loss is not finite, so every later step would be wasted.
+        """
+        outputs = model(**inputs)
+        if not self.args.fp16 and not torch.isfinite(outputs.loss):
+            raise ValueError(
+                f"the loss became {outputs.loss.item()} at step {self.state.global_step + 1}: lower --learning_rate "
+                f"(now {self.args.learning_rate:g}) or set --max_grad_norm (now {self.args.max_grad_norm:g})"
+            )
+        for name, value in outputs.loss_dict.items():
+            self._loss_sums[name] = self._loss_sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        self._loss_count += 1
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._loss_count:
+            logs |= {name: (value / self._loss_count).item() for name, value in self._loss_sums.items()}
+            self._loss_sums, self._loss_count = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Average precisions on the validation split, as `eval_AP`, `eval_AP50`, ..."""
+        start = time.perf_counter()
+        metrics, _ = evaluate_model(
+            self.model,
+            self.processor,
+            eval_dataset if eval_dataset is not None else self.eval_dataset,
+            batch_size=self.args.eval_batch_size,
+            device=self.args.device,
+            progress=False,
+        )
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, float)}
+        logs[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
+        self.log(logs)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
+        return logs
+
+    def _bare_model(self) -> GlipForObjectDetection:
+        model: GlipForObjectDetection = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            save_weights(self._bare_model(), self.method, Path(output_dir or str(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with _whole_or_nothing(folder):
+            super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self._bare_model(), self.method, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_weights(self._bare_model(), self.method, Path(str(self.state.best_model_checkpoint)))
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(folder: Path) -> Any:
+    """Removes a checkpoint that could not be finished, and names the folder in the error."""
+    existed = folder.exists()
+    try:
+        yield
+    except BaseException as error:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, Exception) and _is_write_error(error):
+            free = shutil.disk_usage(folder.parent).free // 2**20
+            raise OSError(
+                f"cannot write the checkpoint {folder} ({free} MB free on that disk): {error}. Free some space or "
+                "choose another --output_dir, then continue with --resume_from_checkpoint auto"
+            ) from error
+        raise
+
+
+def _is_write_error(error: Exception) -> bool:
+    """torch.save and safetensors report a full disk under types of their own."""
+    return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)

@@ -1,0 +1,73 @@
+"""The trained weights of a model on disk: a checkpoint holds what was trained, never the frozen host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdpt_ext.data.atomic import replacing
+from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
+from sdpt_ext.tuners import load_adapter, save_adapter
+
+ADAPTER_METHODS = ("sdpt",)
+TRAINED_WEIGHTS = "trained_weights.safetensors"
+MODEL_FOLDER = "model"
+
+
+def save_weights(model: GlipForObjectDetection, method: str, folder: Path) -> None:
+    """Write what `method` trains: an adapter, or else the tensors that require gradients."""
+    if method in ADAPTER_METHODS:
+        save_adapter(model, folder)
+        return
+    with replacing(folder / TRAINED_WEIGHTS) as temporary:
+        save_file({name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}, temporary)
+
+
+def load_weights(model: GlipForObjectDetection, method: str, folder: Path) -> None:
+    """Read back what `save_weights` wrote into a model tuned in the same way.
+
+    Raises:
+        OSError: the weights are missing.
+        ValueError: they belong to another model or method, or are damaged.
+    """
+    if method in ADAPTER_METHODS:
+        load_adapter(model, folder)
+        return
+    path = folder / TRAINED_WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no {TRAINED_WEIGHTS}: was it written by a run with --method {method}?")
+    try:
+        saved = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); resume from an older checkpoint") from error
+    _copy(saved, _trained(model), path)
+
+
+def export_weights(model: GlipForObjectDetection, processor: GlipProcessor, method: str, folder: Path) -> None:
+    """Write the result of a run into `folder`: the adapter, or the whole model and its processor in "model"."""
+    if method in ADAPTER_METHODS:
+        save_adapter(model, folder)
+        return
+    model.save_pretrained(folder / MODEL_FOLDER)
+    processor.save_pretrained(folder / MODEL_FOLDER)
+
+
+def _trained(model: GlipForObjectDetection) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+
+def _copy(saved: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+    differing = [name for name in saved.keys() | own.keys() if name not in saved or name not in own]
+    differing += [name for name in saved.keys() & own.keys() if saved[name].shape != own[name].shape]
+    if differing:
+        raise ValueError(
+            f"{path} was trained with another model or method; {len(differing)} tensors differ: "
+            + ", ".join(sorted(differing)[:5])
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])
