@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from sdpt_ext.data.atomic import write_text
+from sdpt_ext.data.transforms import corners_to_coco
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NO_GROUND_TRUTH = -1.0
@@ -93,12 +93,10 @@ def _coco_results(image_id: int, found: Mapping[str, Tensor], category_ids: Sequ
     labels, scores = found["labels"].tolist(), found["scores"].tolist()
     if labels and not 1 <= min(labels) <= max(labels) <= len(category_ids):
         raise ValueError(f"labels {min(labels)}..{max(labels)} found for a data set of {len(category_ids)} classes")
-    boxes = found["boxes"].double().cpu().numpy().reshape(-1, 4)
-    sides = boxes[:, 2:] - boxes[:, :2] + 1
-    rows = np.concatenate((boxes[:, :2], sides), axis=1).tolist()
+    boxes = corners_to_coco(found["boxes"].double()).tolist()
     return [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
-        for label, score, box in zip(labels, scores, rows, strict=True)
+        for label, score, box in zip(labels, scores, boxes, strict=True)
     ]
 
 

@@ -56,20 +56,21 @@ def post_process_detections(
     logits, box_deltas, centerness = logits.to(dtype), box_deltas.to(dtype), centerness.to(dtype)
     anchors_per_level = [anchors.to(box_deltas) for anchors in anchors_per_level]
     detections = []
-    for index, (tokens, size) in enumerate(zip(label_to_tokens, image_sizes, strict=True)):
-        labels, averaging = _class_averaging(tokens, logits[index])
-        scores, columns, boxes = _candidates(
-            logits[index].sigmoid() @ averaging,
-            box_deltas[index],
-            centerness[index].sigmoid(),
-            anchors_per_level,
-            score_threshold,
-            pre_nms_top_n,
-        )
-        boxes = _clip(boxes, int(size[0]), int(size[1]))
-        kept = ops.nms(boxes, scores, labels[columns], nms_threshold)
-        kept = kept[_within_limit(scores[kept], max_detections)]
-        detections.append({"scores": scores[kept], "labels": labels[columns[kept]], "boxes": boxes[kept]})
+    with torch.autocast(logits.device.type, enabled=False):
+        for index, (tokens, size) in enumerate(zip(label_to_tokens, image_sizes, strict=True)):
+            labels, averaging = _class_averaging(tokens, logits[index])
+            scores, columns, boxes = _candidates(
+                logits[index].sigmoid() @ averaging,
+                box_deltas[index],
+                centerness[index].sigmoid(),
+                anchors_per_level,
+                score_threshold,
+                pre_nms_top_n,
+            )
+            boxes = _clip(boxes, int(size[0]), int(size[1]))
+            kept = ops.nms(boxes, scores, labels[columns], nms_threshold)
+            kept = kept[_within_limit(scores[kept], max_detections)]
+            detections.append({"scores": scores[kept], "labels": labels[columns[kept]], "boxes": boxes[kept]})
     return detections
 
 
@@ -91,7 +92,7 @@ def _class_averaging(label_to_tokens: Mapping[int, Sequence[int]], logits: Tenso
 def _candidates(
     class_scores: Tensor,
     box_deltas: Tensor,
-    centerness: Tensor,
+    quality: Tensor,
     anchors_per_level: Sequence[Tensor],
     score_threshold: float,
     top_n: int,
@@ -99,10 +100,10 @@ def _candidates(
     """The best (location, class) pairs of every level: scores (M,), class columns (M,), boxes (M, 4)."""
     found = []
     counts = [len(anchors) for anchors in anchors_per_level]
-    levels = zip(anchors_per_level, *(x.split(counts) for x in (class_scores, box_deltas, centerness)), strict=True)
-    for anchors, level_scores, deltas, quality in levels:
+    levels = zip(anchors_per_level, *(x.split(counts) for x in (class_scores, box_deltas, quality)), strict=True)
+    for anchors, level_scores, deltas, level_quality in levels:
         location, column = (level_scores > score_threshold).nonzero(as_tuple=True)
-        score = level_scores[location, column] * quality[location, 0]
+        score = level_scores[location, column] * level_quality[location, 0]
         if len(score) > top_n:
             score, best = score.topk(top_n)
             location, column = location[best], column[best]

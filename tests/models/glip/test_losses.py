@@ -135,7 +135,7 @@ def _losses_of_one_process(rank: int, port_file: str, queue: Any) -> None:
     outputs = small_outputs(1, 5)
     labels = [label([[4, 4, 30, 28]], 5)] if rank == 0 else [label([], 5)]
     losses = detection_loss(*outputs, small_anchors(), torch.ones(1, 5), labels)
-    queue.put((rank, {key: float(value) for key, value in losses.items()}))
+    queue.put((rank, {key: value.item() for key, value in losses.items()}))
     dist.destroy_process_group()
 
 
@@ -148,5 +148,5 @@ def test_normalisers_are_means_over_processes(tmp_path: Any) -> None:
     alone = detection_loss(*outputs, small_anchors(), torch.ones(1, 5), [label([[4, 4, 30, 28]], 5)])
     # Half the positives of one process: twice the loss of the process that holds them all.
     for key, value in alone.items():
-        assert results[0][key] == pytest.approx(2 * float(value), rel=1e-5)
+        assert results[0][key] == pytest.approx(2 * value.item(), rel=1e-5)
     assert results[1]["loss_reg"] == 0 and results[1]["loss_dot_product_token"] > 0

@@ -89,3 +89,12 @@ def test_bad_arguments() -> None:
         post_process_detections(*outputs, [{5: [1, 2]}], [(8, 32)])
     with pytest.raises(ValueError, match="batch of 1, got 2 and 1"):
         post_process_detections(*outputs, [{}, {}], [(8, 32)])
+
+
+def test_autocast_changes_nothing() -> None:
+    logits = torch.linspace(-3, 3, 12).reshape(1, 4, 3)
+    arguments = (*one_level(logits), [{1: [0, 1], 2: [2]}], [(8, 32)])
+    (expected,) = post_process_detections(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = post_process_detections(*arguments)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
