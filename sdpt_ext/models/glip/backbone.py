@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SwinBackbone, SwinConfig
-from transformers.models.swin.modeling_swin import SwinMLP
+from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
 
 from .configuration import GlipConfig
 
@@ -101,9 +101,8 @@ class GlipBackbone(nn.Module):
         self.body = SwinBackbone(cast(SwinConfig, config.backbone_config))
         # The final norm of SwinModel only feeds its last_hidden_state, which no detector reads.
         self.body.swin.layernorm = nn.Identity()  # type: ignore[assignment]
-        for stage in self.body.swin.encoder.layers:
-            for block in stage.blocks:
-                block.mlp = StochasticMLP(block.mlp, block.drop_path)
+        for block in [module for module in self.body.modules() if isinstance(module, SwinLayer)]:
+            block.mlp = StochasticMLP(block.mlp, block.drop_path)  # type: ignore[assignment]
         first_stage = int(self.body.out_features[0].removeprefix("stage"))
         self.fpn = FeaturePyramid(self.body.channels, first_stage, config.hidden_size, float(config.drop_block))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ class _Source(NamedTuple):
     third: int | None
 
 
-def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_official_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a `.pth` file without running any code that it may hold.
 
     Raises:
@@ -59,9 +60,9 @@ def read_official_checkpoint(path: str | Path) -> dict[str, Any]:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes make torch raise almost any type
             raise ValueError(_unreadable(path, error)) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of tensors as GLIP saves")
-    return checkpoint
+    if isinstance(checkpoint, dict):
+        return checkpoint
+    raise ValueError(f"{path} holds a {type(checkpoint).__name__}, not a dictionary of tensors as GLIP saves")
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -86,11 +87,12 @@ def official_config(state_dict: Mapping[str, Any]) -> GlipConfig:
     Raises:
         ValueError: the width of the patch embedding is that of neither.
     """
-    weight = unwrap(state_dict).get("backbone.body.patch_embed.proj.weight")
-    if not isinstance(weight, Tensor):
-        raise ValueError("no GLIP checkpoint: it has no tensor 'backbone.body.patch_embed.proj.weight'")
+    key = "backbone.body.patch_embed.proj.weight"
+    weights = unwrap(state_dict)
+    if key not in weights:
+        raise ValueError(f"no GLIP checkpoint: it has no '{key}'")
     known = {96: GlipConfig.tiny, 192: GlipConfig.large}
-    width = weight.shape[0]
+    width = weights[key].shape[0]
     if width not in known:
         raise ValueError(f"Swin of width {width} is neither GLIP-T (96) nor GLIP-L (192): pass its GlipConfig")
     return known[width]()
