@@ -52,7 +52,9 @@ def _flush_to_disk(path: Path) -> None:
 
 def _with_path(error: OSError, target: Path) -> OSError:
     reason = error.strerror or str(error)
-    hint = f"; free some space in {target.parent} or choose another output folder" if error.errno == errno.ENOSPC else ""
+    hint = (
+        f"; free some space in {target.parent} or choose another output folder" if error.errno == errno.ENOSPC else ""
+    )
     return type(error)(error.errno, f"cannot write {target}: {reason}{hint}")
 
 

@@ -20,7 +20,7 @@ def resized_size(width: int, height: int, shortest_edge: int, longest_edge: int)
     """(height, width) after resizing the short side to ``shortest_edge``, less if the long side passes ``longest_edge``."""
     short, long = min(width, height), max(width, height)
     if long / short * shortest_edge > longest_edge:
-        shortest_edge = int(round(longest_edge * short / long))
+        shortest_edge = round(longest_edge * short / long)
     if short == shortest_edge:
         return height, width
     if width < height:
@@ -47,9 +47,7 @@ def as_rgb(image: Image.Image | np.ndarray | str | Path) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image
 
 
-def to_tensor(
-    image: Image.Image, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD
-) -> Tensor:
+def to_tensor(image: Image.Image, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD) -> Tensor:
     """RGB picture -> normalised float tensor (3, H, W) in BGR order."""
     pixels = torch.from_numpy(np.array(image)[:, :, ::-1].transpose(2, 0, 1).astype(np.float32))
     return pixels.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))

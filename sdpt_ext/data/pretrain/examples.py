@@ -62,9 +62,7 @@ class ShapeScenes:
         scene = draw_scene(size, random_object, self.options, rng)
         says = self._wordings(len(scene.names), rng)
         spoken = [_said(name, *say) for name, say in zip(scene.names, says, strict=True)]
-        names = [
-            frozenset(str(said) for said in set(spoken) if said.describes(name)) for name in scene.names
-        ]
+        names = [frozenset(str(said) for said in set(spoken) if said.describes(name)) for name in scene.names]
         return Example(scene.image, scene.boxes, names, self._negatives(scene.names, rng))
 
     @staticmethod

@@ -18,6 +18,7 @@ MAX_COVERED = 0.35
 MIN_CONTRAST = 60
 
 Appearance = Callable[[Image.Image, np.random.Generator], Image.Image]
+"""Makes another picture of the same size out of a picture."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ def _covered(box: tuple[float, float, float, float], other: tuple[float, float, 
     height = min(box[3], other[3]) - max(box[1], other[1])
     if width <= 0 or height <= 0:
         return 0.0
-    return width * height / min(
-        (box[2] - box[0]) * (box[3] - box[1]), (other[2] - other[0]) * (other[3] - other[1])
-    )
+    return width * height / min((box[2] - box[0]) * (box[3] - box[1]), (other[2] - other[0]) * (other[3] - other[1]))
 
 
 def _stands_out(canvas: Image.Image, name: ObjectName, placement: Placement) -> bool:

@@ -63,9 +63,7 @@ class ObjectName:
     def describes(self, other: ObjectName) -> bool:
         """Whether every property said here is the one of the fully described object ``other``."""
         return (
-            self.shape == other.shape
-            and self.colour in (None, other.colour)
-            and self.texture in (None, other.texture)
+            self.shape == other.shape and self.colour in (None, other.colour) and self.texture in (None, other.texture)
         )
 
 

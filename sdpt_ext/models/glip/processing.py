@@ -147,7 +147,9 @@ class GlipProcessor:
             pictures = [transforms.as_rgb(image) for image in _as_list(images)]
             batch |= self._process_images(pictures, shortest_edges, flips)
         if text is not None:
-            batch |= self._process_text(_names_per_image(text, len(batch["original_sizes"]) if batch else None), padding)
+            batch |= self._process_text(
+                _names_per_image(text, len(batch["original_sizes"]) if batch else None), padding
+            )
         if annotations is not None:
             if images is None or text is None:
                 raise ValueError("annotations need the images and the text that they belong to")

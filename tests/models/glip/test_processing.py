@@ -63,9 +63,7 @@ def test_flip_mirrors_image_and_boxes() -> None:
     straight = processor([_image()], ["star"], annotations)
     mirrored = processor([_image()], ["star"], annotations, flips=[True])
     width = int(straight["image_sizes"][0, 1])
-    assert torch.equal(
-        mirrored["pixel_values"][..., :width], straight["pixel_values"][..., :width].flip(3)
-    )
+    assert torch.equal(mirrored["pixel_values"][..., :width], straight["pixel_values"][..., :width].flip(3))
     x1, _, x2, _ = straight["labels"][0]["boxes"][0].tolist()
     assert mirrored["labels"][0]["boxes"][0, [0, 2]].tolist() == pytest.approx([width - x2 - 1, width - x1 - 1])
 
