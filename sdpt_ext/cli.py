@@ -75,6 +75,32 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def whole_number(minimum: int) -> Callable[[str], int]:
+    """Argument type: a whole number of at least `minimum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return value
+
+    return parse
+
+
+def fraction(text: str) -> float:
+    """Argument type: a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def load_detector(arguments: argparse.Namespace) -> tuple[GlipForObjectDetection, GlipProcessor]:
     """The model, in eval mode on its device, and the processor that `add_model_arguments` describes."""
     from .models.loading import load_model
@@ -104,4 +130,12 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-__all__ = ["EXIT_BAD_INPUT", "add_model_arguments", "command", "load_detector", "resolve_device"]
+__all__ = [
+    "EXIT_BAD_INPUT",
+    "add_model_arguments",
+    "command",
+    "fraction",
+    "load_detector",
+    "resolve_device",
+    "whole_number",
+]

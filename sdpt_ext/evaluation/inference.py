@@ -1,0 +1,88 @@
+"""A detector run over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from sdpt_ext.data.collate import EvalCollator
+from sdpt_ext.evaluation.coco import CocoEvaluator
+
+_MODEL_INPUTS = ("pixel_values", "input_ids", "attention_mask")
+
+
+def evaluate_model(
+    model: nn.Module,
+    processor: Any,
+    dataset: Any,
+    batch_size: int = 8,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    num_workers: int = 0,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Average precision of a detector on a data set.
+
+    The model is in evaluation mode meanwhile and then in the mode it was in.
+
+    Args:
+        processor: a `GlipProcessor`.
+        dataset: a data set of `sdpt_ext.data.sources.open_dataset`.
+        device: where to run; the model stays there. None: where the model is.
+        progress: show a progress bar.
+        num_workers: processes that read images; 0 reads them in this one.
+
+    Returns:
+        The metrics of `CocoEvaluator.results` and all detections as COCO results.
+
+    Raises:
+        ValueError: the data set is empty, or its classes do not fit in one caption.
+    """
+    if device is not None:
+        model.to(device)
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=EvalCollator(processor, dataset.class_names),
+    )
+    evaluator = CocoEvaluator(dataset)
+    with _evaluation_mode(model), tqdm(total=len(dataset), desc="evaluate", unit="image", disable=not progress) as bar:
+        for batch in loader:
+            detections = detect(model, processor, batch)
+            evaluator.update(batch["image_id"], detections)
+            bar.update(len(detections))
+    return evaluator.results(), evaluator.predictions
+
+
+# Not inference_mode: what a module caches on its first forward must stay usable for training.
+@torch.no_grad()
+def detect(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """Detections of a batch that the processor made, boxes in pixels of the original images (inclusive xyxy).
+
+    Returns:
+        Per image "scores" (D,), "labels" (D,) 1-based and "boxes" (D, 4), by descending score.
+    """
+    device = next(model.parameters()).device
+    outputs = model(**{name: batch[name].to(device) for name in _MODEL_INPUTS})
+    return processor.post_process_object_detection(
+        outputs, batch["label_to_tokens"], batch["image_sizes"], batch["original_sizes"]
+    )
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+__all__ = ["detect", "evaluate_model"]
