@@ -1,0 +1,162 @@
+"""Pre-train the nano detector on generated scenes and licensed photographs.
+
+    python python/tools/pretrain_nano.py --photos DATA/pretrain --work_dir runs/nano --steps 20000 --decay_steps 4000
+
+The state is saved often; the same command resumes from it. The learning rate is constant after a warm-up and falls
+to zero over the last ``--decay_steps`` steps, so a run may be stopped early by resuming with fewer ``--steps``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from sdpt_ext.data.atomic import replacing, write_json
+from sdpt_ext.data.pretrain import StreamOptions, pretrain_stream
+from sdpt_ext.models import GlipConfig, GlipForObjectDetection, GlipProcessor
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", help="folder of photographs with labelled_categories; without it, scenes only")
+    parser.add_argument("--photo_ratio", type=float, default=0.6, help="share of photographs (default: %(default)s)")
+    parser.add_argument("--work_dir", type=Path, required=True, help="state, log and the exported model")
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--warmup_steps", type=int, default=300)
+    parser.add_argument("--decay_steps", type=int, default=4000)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--weight_decay", type=float, default=0.05)
+    parser.add_argument("--ema_decay", type=float, default=0.998)
+    parser.add_argument("--short_sides", type=int, nargs="+", help="image sizes to draw from (default: the processor's)")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
+    parser.add_argument("--threads", type=int, help="threads of the model (default: all)")
+    parser.add_argument("--save_every", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def learning_rate_factor(step: int, warmup: int, steps: int, decay: int) -> float:
+    """Linear warm-up, plateau, linear decay to zero over the last ``decay`` steps."""
+    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / decay))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on matrices alone: not on norms, biases, tables and scales."""
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.dim() > 1 and "embeddings" not in name and "position_bias_table" not in name
+            (decayed if is_matrix else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+class Pretraining:
+    """Model, averaged model and optimiser of a run, with a state that survives interruption."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        torch.manual_seed(options.seed)
+        self.model = GlipForObjectDetection(GlipConfig.nano()).train()
+        # Windows of 64 tokens are too small for the fused attention to pay on a CPU.
+        self.model.backbone.body.set_attn_implementation("eager")
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98)
+        )
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def state_path(self) -> Path:
+        return self.options.work_dir / "state.pt"
+
+    def resume(self) -> None:
+        if not self.state_path.exists():
+            return
+        state = torch.load(self.state_path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        with replacing(self.state_path) as temporary:
+            torch.save({**parts, "step": self.step, "seconds": self.seconds}, temporary)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, float]:
+        options = self.options
+        factor = learning_rate_factor(self.step, options.warmup_steps, options.steps, options.decay_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * factor
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            output = self.model(**batch)
+        output.loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        losses = {name: value.item() for name, value in output.loss_dict.items()}
+        return {**losses, "loss": output.loss.item(), "grad_norm": norm.item(), "lr": options.learning_rate * factor}
+
+    def export(self, processor: GlipProcessor) -> None:
+        """Write the averaged model in half precision, as it is shipped."""
+        folder = self.options.work_dir / "nano"
+        model = self.average.module
+        model.backbone.body.set_attn_implementation("sdpa")
+        model.half().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        options = {name: str(v) if isinstance(v, Path) else v for name, v in vars(self.options).items()}
+        write_json(folder / "training.json", {"steps": self.step, "seconds": round(self.seconds), "options": options})
+
+
+def batches(run: Pretraining, processor: GlipProcessor) -> Iterator[dict[str, Any]]:
+    options = run.options
+    if options.short_sides:
+        config = dataclasses.replace(processor.config, train_shortest_edges=tuple(options.short_sides))
+        processor = GlipProcessor(processor.tokenizer, config)
+    stream_options = StreamOptions(batch_size=options.batch_size, photo_ratio=options.photo_ratio, seed=options.seed)
+    return pretrain_stream(processor, options.photos, stream_options, run.step).loader(options.workers)
+
+
+def main() -> None:
+    options = parse_arguments()
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    run, processor = Pretraining(options), GlipProcessor.nano()
+    run.resume()
+    recent: deque[dict[str, float]] = deque(maxlen=50)
+    start, before = time.monotonic(), run.seconds
+    loader = batches(run, processor)
+    with tqdm(initial=run.step, total=options.steps, unit="step", mininterval=10) as bar:
+        while run.step < options.steps:
+            recent.append(run.train_step(next(loader)))
+            run.seconds = before + time.monotonic() - start
+            bar.update()
+            if run.step % 50 == 0:
+                means = {name: sum(row[name] for row in recent) / len(recent) for name in recent[0]}
+                bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()}, refresh=False)
+                with (options.work_dir / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": run.step, "seconds": round(run.seconds), **means}) + "\n")
+            if run.step % options.save_every == 0 or run.step == options.steps:
+                run.save()
+    run.export(processor)
+
+
+if __name__ == "__main__":
+    main()

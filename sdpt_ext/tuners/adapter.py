@@ -1,0 +1,138 @@
+"""Saving, loading and switching off SDPT adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sdpt_ext.data.atomic import replacing, write_json
+from sdpt_ext.models.glip.modeling import GlipForObjectDetection
+
+from .sdpt import SDPTConfig, fusion_blocks, prompt_state, tune
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_FORMAT = 1
+# Norms survive a change of precision to three digits; another checkpoint of the same size differs by more.
+_NORM_TOLERANCE = 5e-3
+
+
+def _describe_host(model: GlipForObjectDetection) -> dict[str, Any]:
+    """What an adapter depends on: the sizes of the fusion layers and the weights its prompts are mapped by."""
+    config = model.config
+    return {
+        "model_type": config.model_type,
+        "hidden_size": config.hidden_size,
+        "text_hidden_size": config.text_config.hidden_size,
+        "fusion_dim": config.fusion_dim,
+        "fusion_heads": config.fusion_heads,
+        "num_head_layers": config.num_head_layers,
+        "projection_norms": [float(f"{b.attn.v_proj.weight.float().norm():.6g}") for b in fusion_blocks(model)],
+    }
+
+
+def save_adapter(model: GlipForObjectDetection, directory: str | Path) -> None:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (under 1 MB at K = 10).
+
+    Raises:
+        ValueError: the model carries no prompts.
+        OSError: the files cannot be written.
+    """
+    state = prompt_state(model)
+    if not state:
+        raise ValueError("this model has no SDPT prompts to save: call sdpt_ext.tune(model, config) first")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config: SDPTConfig = model.sdpt_config  # type: ignore[assignment]
+    with replacing(directory / WEIGHTS_NAME) as temporary:
+        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
+    description = {"format": _FORMAT, "method": "sdpt", "sdpt": config.to_dict(), "host": _describe_host(model)}
+    write_json(directory / CONFIG_NAME, description)
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} holds no adapter: {CONFIG_NAME} is missing")
+    try:
+        description = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); save the adapter again") from error
+    if description.get("format") != _FORMAT or description.get("method") != "sdpt":
+        raise ValueError(
+            f"{path}: expected method 'sdpt' in format {_FORMAT}, got method {description.get('method')!r} in format "
+            f"{description.get('format')!r}; another version of sdpt_ext may have written it"
+        )
+    return description
+
+
+def _check_host(model: GlipForObjectDetection, saved: dict[str, Any], path: Path) -> None:
+    own = _describe_host(model)
+    norms, saved_norms = own.pop("projection_norms"), saved.pop("projection_norms")
+    differences = [f"{key}: adapter {saved.get(key)!r}, model {own[key]!r}" for key in own if saved.get(key) != own[key]]
+    if not differences:
+        differences = [
+            f"weights of fusion layer {i}: norm {theirs} in the adapter's host, {mine} in this model"
+            for i, (mine, theirs) in enumerate(zip(norms, saved_norms))
+            if abs(mine - theirs) > _NORM_TOLERANCE * theirs
+        ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(f"{path} was trained on another host:\n  {listed}\nload the model that it was trained on")
+
+
+def load_adapter(model: GlipForObjectDetection, directory: str | Path) -> GlipForObjectDetection:
+    """Add the prompts that :func:`save_adapter` wrote to the host they were trained on, in place.
+
+    Raises:
+        FileNotFoundError: the directory holds no adapter.
+        ValueError: another host, another format, or tensors that do not fit; the message names what differs.
+    """
+    directory = Path(directory)
+    description = _read_description(directory)
+    _check_host(model, description["host"], directory / CONFIG_NAME)
+    path = directory / WEIGHTS_NAME
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); save the adapter again") from error
+    tune(model, SDPTConfig(**description["sdpt"]))
+    _load_prompts(model, state, path)
+    return model
+
+
+def _load_prompts(model: GlipForObjectDetection, state: dict[str, Any], path: Path) -> None:
+    expected = prompt_state(model)
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    problems += [
+        f"{name}: shape {tuple(state[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit its {CONFIG_NAME}:\n  " + "\n  ".join(problems))
+    model.load_state_dict(state, strict=False)
+
+
+@contextmanager
+def adapter_disabled(model: GlipForObjectDetection) -> Iterator[GlipForObjectDetection]:
+    """Within the context the model is the untuned host, bit for bit."""
+    blocks = fusion_blocks(model)
+    prompts = [block.prompt for block in blocks]
+    for block in blocks:
+        block.prompt = None
+    try:
+        yield model
+    finally:
+        for block, prompt in zip(blocks, prompts):
+            block.prompt = prompt
+
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "adapter_disabled", "load_adapter", "save_adapter"]

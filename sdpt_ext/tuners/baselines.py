@@ -1,0 +1,41 @@
+"""Tuning methods that need no new parameters: each is a choice of what trains."""
+
+from __future__ import annotations
+
+from sdpt_ext.models.glip.modeling import GlipForObjectDetection
+
+from .freezing import freeze
+from .sdpt import SDPTConfig
+
+_PREDICTORS = (
+    "head.bbox_pred.",
+    "head.centerness.",
+    "head.dot_product_projection_text.",
+    "head.scales.",
+    "head.log_scale",
+    "head.bias_lang",
+    "head.bias0",
+)
+
+
+def full(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+    """Fine-tune everything but the classification layer that no output depends on."""
+    freeze(model, lambda name: not name.startswith("head.cls_logits."), host_dropout=True)
+
+
+def linear_probe(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+    """Train the prediction layers on frozen features."""
+    freeze(model, lambda name: name.startswith(_PREDICTORS), config.host_dropout)
+
+
+def bitfit(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+    """Train the bias vectors alone (Ben Zaken et al., 2022)."""
+    freeze(model, lambda name: name.endswith("bias") and "cls_logits" not in name, config.host_dropout)
+
+
+def none(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+    """Train nothing: the zero-shot model."""
+    freeze(model)
+
+
+__all__ = ["bitfit", "full", "linear_probe", "none"]

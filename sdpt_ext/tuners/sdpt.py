@@ -1,0 +1,134 @@
+"""SDPT: synchronous dual prompt tuning (Zhou et al., ECCV 2024).
+
+Each fusion layer gets K unified prototype tokens in its aligned attention space. Inverse projections map them to
+the image side and to the text side, where they join the tokens that attend to each other. Nothing else trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sdpt_ext.models.glip.modeling import GlipForObjectDetection
+from sdpt_ext.nn.bi_attention import BiAttentionBlock, BiMultiHeadAttention, PromptRows
+
+from .freezing import freeze
+from .inverse_projection import InverseProjection
+
+TextPrompts = Literal["visible", "masked"]
+Init = Literal["uniform", "normal"]
+
+
+@dataclass(frozen=True)
+class SDPTConfig:
+    """What to tune.
+
+    Attributes:
+        num_tokens: prototype tokens K per fusion layer.
+        layers: indices of the fusion layers that get prompts; None for all.
+        text_prompts: "visible" lets image tokens attend to the text prompts (the paper); "masked" hides them, as the
+            released code does.
+        init: "uniform" draws from (-1, 1) as the released code does, "normal" from N(0, 0.02).
+        gate: "zero" multiplies what the prompts contribute by one factor per head that starts at zero, so that
+            tuning starts from exactly the zero-shot model; None joins prompts and tokens in one softmax (the paper).
+        host_dropout: keep dropout of the frozen host active while training.
+
+    Raises:
+        ValueError: a value outside these.
+    """
+
+    num_tokens: int = 10
+    layers: tuple[int, ...] | None = None
+    text_prompts: TextPrompts = "visible"
+    init: Init = "uniform"
+    gate: Literal["zero"] | None = None
+    host_dropout: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        for name, value, choices in (
+            ("text_prompts", self.text_prompts, get_args(TextPrompts)),
+            ("init", self.init, get_args(Init)),
+            ("gate", self.gate, ("zero", None)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["layers"] = None if self.layers is None else list(self.layers)
+        return values
+
+
+class PrototypeTokens(nn.Module):
+    """The prompts of one fusion layer: (K, embed_dim) tokens shared by both modalities."""
+
+    def __init__(self, attention: BiMultiHeadAttention, config: SDPTConfig) -> None:
+        super().__init__()
+        weight = attention.v_proj.weight
+        tokens = torch.empty(config.num_tokens, attention.embed_dim, dtype=weight.dtype, device=weight.device)
+        initialise = {"uniform": lambda t: t.uniform_(-1.0, 1.0), "normal": lambda t: t.normal_(std=0.02)}
+        self.prototype_tokens = nn.Parameter(initialise[config.init](tokens))
+        self.gate = nn.Parameter(weight.new_zeros(attention.num_heads)) if config.gate == "zero" else None
+        self.text_visible = config.text_prompts == "visible"
+        self.to_image, self.to_text = InverseProjection(), InverseProjection()
+
+    def forward(self, attention: BiMultiHeadAttention) -> PromptRows:
+        """Map the tokens to rows (K, v_dim) and (K, l_dim) of the layer's two input spaces."""
+        return PromptRows(
+            image=self.to_image(attention.v_proj, self.prototype_tokens),
+            text=self.to_text(attention.l_proj, self.prototype_tokens),
+            text_visible=self.text_visible,
+            gate=self.gate,
+        )
+
+
+def fusion_blocks(model: nn.Module) -> list[BiAttentionBlock]:
+    """The fusion blocks of a supported host, first layer first."""
+    if not isinstance(model, GlipForObjectDetection):
+        raise TypeError(f"SDPT needs a fusion-based detector (GlipForObjectDetection), got {type(model).__name__}")
+    return model.head.fusion_blocks
+
+
+def _selected_layers(config: SDPTConfig, count: int) -> tuple[int, ...]:
+    layers = tuple(range(count)) if config.layers is None else config.layers
+    outside = [layer for layer in layers if not 0 <= layer < count]
+    if outside:
+        raise ValueError(f"layers {outside} do not exist: this model has fusion layers 0..{count - 1}")
+    return layers
+
+
+def tune(model: GlipForObjectDetection, config: SDPTConfig | None = None) -> GlipForObjectDetection:
+    """Freeze a detector and add SDPT prompts to its fusion layers, in place.
+
+    Prompts that an earlier call added are replaced.
+
+    Raises:
+        TypeError: the model is not a supported host.
+        ValueError: ``config.layers`` names layers that the model does not have.
+    """
+    config = SDPTConfig() if config is None else config
+    blocks = fusion_blocks(model)
+    layers = _selected_layers(config, len(blocks))
+    for block in blocks:
+        block.prompt = None
+    freeze(model, host_dropout=config.host_dropout)
+    for layer in layers:
+        blocks[layer].prompt = PrototypeTokens(blocks[layer].attn, config)
+    model.sdpt_config = config  # type: ignore[assignment]
+    model.train(model.training)
+    return model
+
+
+def prompt_state(model: GlipForObjectDetection) -> dict[str, Tensor]:
+    """The prompt tensors by their name in the model's state dict, in the order of the layers."""
+    return {name: value for name, value in model.state_dict().items() if ".prompt." in name}
+
+
+__all__ = ["PrototypeTokens", "SDPTConfig", "fusion_blocks", "prompt_state", "tune"]
