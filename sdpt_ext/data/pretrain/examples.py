@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from sdpt_ext.data.coco import read_image
 from sdpt_ext.data.pretrain.augmentation import flip, saturate, zoom_crop
 from sdpt_ext.data.shapes.scenes import SceneOptions, draw_scene, random_object
 from sdpt_ext.data.shapes.vocabulary import ObjectName
@@ -141,8 +142,7 @@ class Photographs:
 
     def load(self, record: dict[str, Any]) -> tuple[Image.Image, np.ndarray, list[int]]:
         """Picture, (G, 4) COCO xywh boxes and category ids of an image record; crowds are left out."""
-        with Image.open(self.folder / record["file_name"]) as opened:
-            image = opened.convert("RGB")
+        image = read_image(self.folder / record["file_name"])
         annotations = [item for item in self._annotations[record["id"]] if not item.get("iscrowd")]
         boxes = np.array([item["bbox"] for item in annotations], dtype=np.float32).reshape(-1, 4)
         return image, boxes, [item["category_id"] for item in annotations]

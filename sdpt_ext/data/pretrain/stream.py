@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sdpt_ext.data.pretrain.examples import Example, ExampleSource
+from sdpt_ext.data.pretrain.examples import Example, ExampleSource, Photographs, ShapeScenes
 from sdpt_ext.data.transforms import clip_corners, coco_to_corners
 from sdpt_ext.models.glip.captions import build_caption
 from sdpt_ext.models.glip.processing import GlipProcessor
@@ -30,6 +30,8 @@ class StreamOptions:
     photo_ratio: share of photographs, the rest are generated scenes.
     max_caption_tokens: longest caption, special tokens included; names are left out of a longer one.
     max_negatives: most names in a caption that are true of nothing in the picture.
+    forgotten: share of the names of present things that half of the captions leave out, so that the model learns to
+        look for nothing but what it is asked for.
     brightness: largest relative change of brightness and contrast.
     seed: fixes every batch together with its number.
     """
@@ -38,7 +40,8 @@ class StreamOptions:
     photo_ratio: float = 0.5
     max_caption_tokens: int = 80
     max_negatives: int = 16
-    brightness: float = 0.25
+    forgotten: float = 0.3
+    brightness: float = 0.18
     seed: int = 0
 
 
@@ -115,20 +118,18 @@ class PretrainStream(IterableDataset):
         return source.draw(size, rng)
 
     def _caption_names(self, example: Example, rng: np.random.Generator) -> list[str]:
-        """Names of the caption in random order: those of the boxes, and a random number of absent ones."""
-        present = sorted(set().union(*example.names)) if example.names else []
-        absent = [name for name in dict.fromkeys(example.negatives) if name not in present]
-        count = int(rng.integers(0, self.options.max_negatives + 1))
-        chosen = [absent[index] for index in rng.permutation(len(absent))[:count]]
-        if not present and not chosen:
-            chosen = absent[:1]
-        ordered = [present[index] for index in rng.permutation(len(present))] + chosen
-        fitting = self._within_budget(ordered)
-        return [fitting[index] for index in rng.permutation(len(fitting))]
+        """Names of the caption in random order: of things that are there, and a random number that are not."""
+        present = _shuffled(sorted(set().union(*example.names)), rng)
+        absent = _shuffled([name for name in dict.fromkeys(example.negatives) if name not in present], rng)
+        if rng.random() < 0.5:
+            present = [name for name in present if rng.random() >= self.options.forgotten]
+        chosen = present + absent[: int(rng.integers(0, self.options.max_negatives + 1))]
+        return _shuffled(self._within_budget(chosen or absent[:1] or sorted(set().union(*example.names))), rng)
 
     def _within_budget(self, names: Sequence[str]) -> list[str]:
         """The first names whose caption fits."""
-        budget, kept = self.options.max_caption_tokens - 1, []
+        kept: list[str] = []
+        budget = self.options.max_caption_tokens - 1
         for name in names:
             budget -= self._count_tokens(name) + 1
             if budget < 0 and kept:
@@ -142,16 +143,24 @@ class PretrainStream(IterableDataset):
         return self._token_counts[name]
 
     def _pixels(self, examples: Sequence[Example], rng: np.random.Generator) -> Tensor:
-        """Normalised (B, 3, H, W) with brightness and contrast jitter, which costs nothing in the same product."""
+        """Normalised (B, 3, H, W); jitter of brightness and contrast is folded into the normalisation."""
         config, strength = self.processor.config, self.options.brightness
-        count = len(examples)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (config.image_mean, config.image_std))
-        gain = torch.from_numpy(rng.uniform(1 - strength, 1 + strength, (count, 1, 1, 1))).float()
-        tint = torch.from_numpy(rng.uniform(-0.05, 0.05, (count, 3, 1, 1))).float()
-        shift = torch.from_numpy(rng.uniform(-strength, strength, (count, 1, 1, 1)) * 100).float()
-        stacked = torch.from_numpy(np.stack([np.asarray(example.image) for example in examples]))
-        pixels = stacked.permute(0, 3, 1, 2).flip(1).float()
-        return pixels.mul_((gain + tint) / std).add_((shift + mean * (1 - gain) - mean) / std)
+        width, height = examples[0].image.size
+        pixels = np.empty((len(examples), 3, height, width), dtype=np.float32)
+        for target, example in zip(pixels, examples, strict=True):
+            gain, shift = rng.uniform(1 - strength, 1 + strength), rng.uniform(-strength, strength) * 100
+            tint = rng.uniform(-0.04, 0.04, 3)
+            rgb = np.asarray(example.image)
+            for channel, (mean, std) in enumerate(zip(config.image_mean, config.image_std, strict=True)):
+                # Contrast changes around the mean, so that it does not change the brightness too.
+                factor, offset = (gain + tint[channel]) / std, (shift - gain * mean) / std
+                np.multiply(rgb[:, :, 2 - channel], np.float32(factor), out=target[channel])
+                target[channel] += np.float32(offset)
+        return torch.from_numpy(pixels)
+
+
+def _shuffled(names: Sequence[str], rng: np.random.Generator) -> list[str]:
+    return [names[index] for index in rng.permutation(len(names))]
 
 
 def _targets(
@@ -192,8 +201,6 @@ def pretrain_stream(
     start_step: int = 0,
 ) -> PretrainStream:
     """The stream that the shipped model was trained on: all shapes, and the photographs under ``photo_root``."""
-    from sdpt_ext.data.pretrain.examples import Photographs, ShapeScenes
-
     photographs = Photographs(photo_root) if photo_root else None
     scenes = ShapeScenes(other_names=photographs.names if photographs else ())
     return PretrainStream(processor, scenes, photographs, options, start_step)

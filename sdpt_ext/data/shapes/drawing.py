@@ -11,6 +11,9 @@ from sdpt_ext.data.shapes.outlines import OUTLINES, Polygon
 from sdpt_ext.data.shapes.vocabulary import COLOURS, ObjectName
 
 _SUPERSAMPLING = 2
+# Barely covered border pixels do not belong to the object that a person would mark.
+_MARKED = [255 if value >= 96 else 0 for value in range(256)]
+_SHADOW = [value // 3 for value in range(256)]
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,7 @@ def _mask(polygon: Polygon, hole: Polygon | None, size: tuple[int, int]) -> Imag
 def _painted_box(
     mask: Image.Image, corner: tuple[int, int], canvas_size: tuple[int, int]
 ) -> tuple[int, int, int, int] | None:
-    # Barely covered border pixels do not belong to the object that a person would mark.
-    box = mask.point(lambda value: 255 if value >= 96 else 0).getbbox()
+    box = mask.point(_MARKED).getbbox()
     if box is None:
         return None
     left, top = max(box[0] + corner[0], 0), max(box[1] + corner[1], 0)
@@ -80,7 +82,7 @@ def _painted_box(
 
 def _draw_shadow(canvas: Image.Image, mask: Image.Image, corner: tuple[int, int], size: float) -> None:
     shift = max(1, round(size * 0.06))
-    shadow = mask.point(lambda value: value // 3).filter(ImageFilter.BoxBlur(shift / 2))
+    shadow = mask.point(_SHADOW).filter(ImageFilter.BoxBlur(shift / 2))
     canvas.paste((10, 10, 14), (corner[0] + shift, corner[1] + shift), shadow)
 
 
@@ -89,7 +91,7 @@ def _draw_border(
 ) -> None:
     base = patch.getpixel((0, 0))
     ink = (20, 20, 22) if sum(base) > 300 or rng.random() < 0.2 else (238, 238, 238)  # type: ignore[arg-type]
-    width = max(2, round(size * 0.16))
+    width = max(2, round(size * 0.12))
     draw = ImageDraw.Draw(patch)
     for ring in (polygon, hole):
         if ring is not None:
@@ -103,8 +105,9 @@ def _texture(name: ObjectName, shape: tuple[int, int], rng: np.random.Generator)
     colour = np.clip(np.array(COLOURS[name.colour]) * rng.uniform(0.82, 1.12) + rng.uniform(-10, 10, 3), 0, 255)
     if name.texture in ("solid", "outlined"):
         return np.broadcast_to(colour.astype(np.uint8), (*shape, 3)).copy()
-    blend = _PATTERNS[str(name.texture)](shape, rng)[:, :, None]
-    return (colour + blend * (_second_colour(colour, rng) - colour)).astype(np.uint8)
+    pattern = _PATTERNS[str(name.texture)](shape, rng)
+    inks = colour + np.linspace(0, 1, 256)[:, None] * (_second_colour(colour, rng) - colour)
+    return inks.astype(np.uint8)[(pattern * np.float32(255)).astype(np.uint8)]
 
 
 def _second_colour(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -115,8 +118,9 @@ def _second_colour(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _coordinates(shape: tuple[int, int], turn: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixel coordinates along and across a direction of ``turn`` radians."""
-    y, x = np.ogrid[: shape[0], : shape[1]]
-    return x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    cosine, sine = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    x, y = np.arange(shape[1], dtype=np.float32)[None], np.arange(shape[0], dtype=np.float32)[:, None]
+    return x * cosine + y * sine, y * cosine - x * sine
 
 
 def _period(shape: tuple[int, int], rng: np.random.Generator, repeats: tuple[float, float]) -> float:
@@ -125,32 +129,32 @@ def _period(shape: tuple[int, int], rng: np.random.Generator, repeats: tuple[flo
 
 def _striped(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     along, _ = _coordinates(shape, rng.uniform(0, np.pi))
-    return (along / _period(shape, rng, (4, 8)) % 1.0 < rng.uniform(0.35, 0.5)).astype(float)
+    return along / _period(shape, rng, (4, 8)) % 1.0 < rng.uniform(0.35, 0.5)
 
 
 def _checkered(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     along, across = _coordinates(shape, rng.uniform(0, np.pi))
     period = _period(shape, rng, (4, 7))
-    return ((np.floor(along / period) + np.floor(across / period)) % 2).astype(float)
+    return (np.floor(along / period) + np.floor(across / period)) % 2
 
 
 def _dotted(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     along, across = _coordinates(shape, rng.uniform(0, np.pi))
     period = _period(shape, rng, (4, 7))
     distance = (along / period % 1.0 - 0.5) ** 2 + (across / period % 1.0 - 0.5) ** 2
-    return (distance < rng.uniform(0.06, 0.1)).astype(float)
+    return distance < rng.uniform(0.06, 0.1)
 
 
 def _grid(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     along, across = _coordinates(shape, rng.uniform(0, np.pi))
     period, thickness = _period(shape, rng, (4, 7)), rng.uniform(0.18, 0.28)
-    return ((along / period % 1.0 < thickness) | (across / period % 1.0 < thickness)).astype(float)
+    return (along / period % 1.0 < thickness) | (across / period % 1.0 < thickness)
 
 
 def _speckled(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     grain = max(1, max(shape) // 28)
     cells = rng.random((-(-shape[0] // grain), -(-shape[1] // grain))) < rng.uniform(0.22, 0.38)
-    return cells.repeat(grain, axis=0).repeat(grain, axis=1)[: shape[0], : shape[1]].astype(float)
+    return cells.repeat(grain, axis=0).repeat(grain, axis=1)[: shape[0], : shape[1]]
 
 
 def _faded(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

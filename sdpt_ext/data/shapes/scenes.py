@@ -16,6 +16,7 @@ from sdpt_ext.data.shapes.vocabulary import COLOURS, SHAPES, TEXTURES, ObjectNam
 REFERENCE_SIDE = 256
 MAX_COVERED = 0.35
 MIN_CONTRAST = 60
+_COLOUR_NAMES = tuple(COLOURS)
 
 Appearance = Callable[[Image.Image, np.random.Generator], Image.Image]
 """Makes another picture of the same size out of a picture."""
@@ -49,10 +50,8 @@ class Scene:
 
 def random_object(rng: np.random.Generator) -> ObjectName:
     """A fully described object, uniformly drawn."""
-    colours = list(COLOURS)
-    return ObjectName(
-        SHAPES[rng.integers(len(SHAPES))], colours[rng.integers(len(colours))], TEXTURES[rng.integers(len(TEXTURES))]
-    )
+    shape, colour, texture = rng.integers((len(SHAPES), len(_COLOUR_NAMES), len(TEXTURES)))
+    return ObjectName(SHAPES[shape], _COLOUR_NAMES[colour], TEXTURES[texture])
 
 
 def complete(name: ObjectName, rng: np.random.Generator) -> ObjectName:
@@ -118,9 +117,8 @@ def _stands_out(canvas: Image.Image, name: ObjectName, placement: Placement) -> 
     """Whether the object's colour differs from what lies under it, so that a person could see it."""
     x = min(max(int(placement.x), 0), canvas.width - 1)
     y = min(max(int(placement.y), 0), canvas.height - 1)
-    under = canvas.getpixel((x, y))
-    colour = COLOURS[str(name.colour)]
-    return sum(abs(a - b) for a, b in zip(colour, under, strict=True)) >= MIN_CONTRAST  # type: ignore[arg-type]
+    under = np.array(canvas.getpixel((x, y)))
+    return int(np.abs(under - COLOURS[str(name.colour)]).sum()) >= MIN_CONTRAST
 
 
 def _finish(canvas: Image.Image, options: SceneOptions, rng: np.random.Generator) -> Image.Image:

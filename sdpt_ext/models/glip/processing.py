@@ -60,7 +60,10 @@ class ProcessorConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown keys {unknown}; known are {sorted(field.name for field in fields(cls))}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        arguments: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**arguments)
 
 
 NANO_CONFIG = ProcessorConfig(
