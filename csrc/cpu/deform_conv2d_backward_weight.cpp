@@ -1,8 +1,11 @@
+#include <algorithm>
+
+#include "../deform_check.h"
 #include "../ops.h"
 #include "columns.h"
 #include "dispatch.h"
 #include "matmul.h"
-#include "slices.h"
+#include "memory.h"
 
 namespace sdpt_ext::cpu {
 namespace {
@@ -10,7 +13,7 @@ namespace {
 template <typename T>
 struct BackwardWeight {
   const DeformShape& shape;
-  const Slices& slices;
+  const BackwardTasks& tasks;
   const T* grad_output;  // (batch, out_channels, positions)
   const T* image;        // (batch, height, width, channels)
   const T* offset;       // (batch, offset_numel)
@@ -18,41 +21,40 @@ struct BackwardWeight {
   T* grad_weight;        // (sample groups, out_channels, taps, channels)
 
   void run() const {
-    torch::stable::parallel_for(0, slices.tasks(), 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, tasks.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        run_task(task / slices.channel_slices, share(shape.channels, slices.channel_slices, task % slices.channel_slices));
+        run_task(task / tasks.channel_slices,
+                 share(shape.channels, tasks.channel_slices, task % tasks.channel_slices));
       }
     });
   }
 
   void run_task(int64_t group, Range slice) const {
-    const Range samples = share(shape.batch, slices.groups, group);
-    const int64_t depth = shape.taps() * slice.size();
-    const auto sums = scratch<T>(shape.out_channels * depth);
-    std::fill_n(sums.get(), shape.out_channels * depth, T(0));
-    const int64_t blocks = block_count<T>(shape, slice.size());
-    const auto columns = scratch<T>(((shape.positions() + blocks - 1) / blocks) * depth);
+    const int64_t rows = shape.out_channels * shape.taps();
+    const auto sums = scratch<T>(rows * slice.size());
+    std::fill_n(sums.get(), rows * slice.size(), T(0));
+    const Blocks blocks(shape, slice.size(), sizeof(T));
+    const auto columns = scratch<T>(blocks.longest() * shape.taps() * slice.size());
+    const Range samples = share(shape.batch, tasks.sample_groups, group);
     for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
-      for (int64_t index = 0; index < blocks; ++index) {
-        add_block(sample, slice, share(shape.positions(), blocks, index), columns.get(), sums.get());
+      for (int64_t index = 0; index < blocks.count; ++index) {
+        add_block(sample, slice, blocks[index], columns.get(), sums.get());
       }
     }
-    T* out = grad_weight + group * shape.out_channels * shape.taps() * shape.channels + slice.begin;
-    for (int64_t row = 0; row < shape.out_channels * shape.taps(); ++row) {
+    T* out = grad_weight + group * rows * shape.channels + slice.begin;
+    for (int64_t row = 0; row < rows; ++row) {
       std::copy_n(sums.get() + row * slice.size(), slice.size(), out + row * shape.channels);
     }
   }
 
   void add_block(int64_t sample, Range slice, Range block, T* columns, T* sums) const {
-    const SampleGrid<T> grid(
-        shape, offset + sample * shape.offset_numel, mask ? mask + sample * shape.mask_numel : nullptr);
-    const NeighbourRows<T> neighbours(
-        image + sample * shape.height * shape.width * shape.channels, shape.channels, slice);
-    fill_columns(columns, shape, grid, neighbours, block, slice.size());
-    const T* grad = grad_output + sample * shape.out_channels * shape.positions() + block.begin;
-    const int64_t depth = shape.taps() * slice.size();
+    const SampleGrid<T> grid(shape, offset, mask, sample);
+    const T* sample_image = image + sample * shape.height * shape.width * shape.channels;
+    fill_columns(columns, shape.taps(), grid, NeighbourRows<T>(sample_image, shape.channels, slice), block);
+    const int64_t plane = shape.positions(), depth = shape.taps() * slice.size();
+    const T* grad = grad_output + sample * shape.out_channels * plane + block.begin;
     matmul<T>(row_major(sums, shape.out_channels, depth),
-              {grad, shape.out_channels, block.size(), shape.positions(), 1},
+              {grad, shape.out_channels, block.size(), plane, 1},
               row_major<const T>(columns, block.size(), depth),
               Store::kAccumulate);
   }
@@ -69,29 +71,27 @@ Tensor deform_conv2d_backward_weight(const Tensor& grad_output,
                                      const std::vector<int64_t>& padding) {
   const DeformShape shape = check_deform_shape(input, offset, mask, weight, stride, padding);
   check_grad_output(grad_output, input, shape);
-  if (shape.empty() || weight.numel() == 0) {
+  if (shape.empty() || shape.channels == 0) {
     return torch::stable::new_zeros(weight, weight.sizes());
   }
-  const Slices slices(shape);
-  const std::vector<int64_t> sizes{slices.groups, shape.out_channels, shape.kernel_h, shape.kernel_w, shape.channels};
-  const Tensor partial = torch::stable::new_empty(weight, {sizes.data(), sizes.size()});
-  const Tensor grad = torch::stable::contiguous(grad_output);
-  const Tensor image = channels_last(input), shifts = torch::stable::contiguous(offset);
-  const std::optional<Tensor> modulation = mask ? std::optional(torch::stable::contiguous(*mask)) : std::nullopt;
+  const BackwardTasks tasks(shape, torch::stable::get_num_threads());
+  const Tensor partial =
+      empty(weight, {tasks.sample_groups, shape.out_channels, shape.kernel_h, shape.kernel_w, shape.channels});
+  const Tensor grad = torch::stable::contiguous(grad_output), shifts = torch::stable::contiguous(offset);
+  const Tensor image = channels_last(input);
+  const std::optional<Tensor> modulation = contiguous(mask);
   dispatch_floating(input, "deform_conv2d", [&](auto zero) {
     using T = decltype(zero);
     BackwardWeight<T>{shape,
-                      slices,
+                      tasks,
                       grad.const_data_ptr<T>(),
                       image.const_data_ptr<T>(),
                       shifts.const_data_ptr<T>(),
-                      modulation ? modulation->const_data_ptr<T>() : nullptr,
+                      data_or_null<T>(modulation),
                       partial.mutable_data_ptr<T>()}
         .run();
   });
-  const std::vector<int64_t> first{0};
-  const Tensor total = torch::stable::sum(partial, torch::headeronly::IntHeaderOnlyArrayRef(first));
-  return torch::stable::contiguous(channels_first(total));
+  return channels_first(sum_first(partial));
 }
 
 }  // namespace sdpt_ext::cpu

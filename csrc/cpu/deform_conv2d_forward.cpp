@@ -1,7 +1,11 @@
+#include <algorithm>
+
+#include "../deform_check.h"
 #include "../ops.h"
 #include "columns.h"
 #include "dispatch.h"
 #include "matmul.h"
+#include "memory.h"
 
 namespace sdpt_ext::cpu {
 namespace {
@@ -17,29 +21,27 @@ struct Forward {
   T* output;        // (batch, out_channels, positions)
 
   void run() const {
-    const int64_t blocks = block_count<T>(shape, shape.channels);
-    torch::stable::parallel_for(0, shape.batch * blocks, 1, [&](int64_t begin, int64_t end) {
-      const int64_t longest = (shape.positions() + blocks - 1) / blocks;
-      const auto columns = scratch<T>(longest * shape.taps() * shape.channels);
+    const Blocks blocks(shape, shape.channels, sizeof(T));
+    torch::stable::parallel_for(0, shape.batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
+      const auto columns = scratch<T>(blocks.longest() * shape.taps() * shape.channels);
       for (int64_t task = begin; task < end; ++task) {
-        run_block(task / blocks, share(shape.positions(), blocks, task % blocks), columns.get());
+        run_block(task / blocks.count, blocks[task % blocks.count], columns.get());
       }
     });
   }
 
   void run_block(int64_t sample, Range block, T* columns) const {
-    const T* sample_mask = mask ? mask + sample * shape.mask_numel : nullptr;
-    const SampleGrid<T> grid(shape, offset + sample * shape.offset_numel, sample_mask);
-    const NeighbourRows<T> neighbours(
-        image + sample * shape.height * shape.width * shape.channels, shape.channels, {0, shape.channels});
-    fill_columns(columns, shape, grid, neighbours, block, shape.channels);
+    const SampleGrid<T> grid(shape, offset, mask, sample);
+    const T* sample_image = image + sample * shape.height * shape.width * shape.channels;
+    const NeighbourRows<T> neighbours(sample_image, shape.channels, {0, shape.channels});
+    fill_columns(columns, shape.taps(), grid, neighbours, block);
 
-    const int64_t depth = shape.taps() * shape.channels;
-    T* out = output + sample * shape.out_channels * shape.positions() + block.begin;
+    const int64_t plane = shape.positions(), depth = shape.taps() * shape.channels;
+    T* out = output + sample * shape.out_channels * plane + block.begin;
     for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
-      std::fill_n(out + channel * shape.positions(), block.size(), bias ? bias[channel] : T(0));
+      std::fill_n(out + channel * plane, block.size(), bias ? bias[channel] : T(0));
     }
-    matmul<T>({out, shape.out_channels, block.size(), shape.positions(), 1},
+    matmul<T>({out, shape.out_channels, block.size(), plane, 1},
               row_major(weight, shape.out_channels, depth),
               row_major<const T>(columns, block.size(), depth).transposed(),
               Store::kAccumulate);
@@ -59,23 +61,21 @@ Tensor deform_conv2d(const Tensor& input,
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == shape.out_channels &&
                             bias->scalar_type() == input.scalar_type()),
                   "deform_conv2d: bias must have shape (", shape.out_channels, ") and the dtype of input");
-  const std::vector<int64_t> sizes{shape.batch, shape.out_channels, shape.out_h, shape.out_w};
-  Tensor output = torch::stable::new_empty(input, {sizes.data(), sizes.size()});
+  const Tensor output = empty(input, {shape.batch, shape.out_channels, shape.out_h(), shape.out_w()});
   if (shape.empty()) {
     return output;
   }
   const Tensor image = channels_last(input), filters = channels_last(weight);
   const Tensor shifts = torch::stable::contiguous(offset);
-  const std::optional<Tensor> modulation = mask ? std::optional(torch::stable::contiguous(*mask)) : std::nullopt;
-  const std::optional<Tensor> added = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  const std::optional<Tensor> modulation = contiguous(mask), added = contiguous(bias);
   dispatch_floating(input, "deform_conv2d", [&](auto zero) {
     using T = decltype(zero);
     Forward<T>{shape,
                image.const_data_ptr<T>(),
                shifts.const_data_ptr<T>(),
-               modulation ? modulation->const_data_ptr<T>() : nullptr,
+               data_or_null<T>(modulation),
                filters.const_data_ptr<T>(),
-               added ? added->const_data_ptr<T>() : nullptr,
+               data_or_null<T>(added),
                output.mutable_data_ptr<T>()}
         .run();
   });

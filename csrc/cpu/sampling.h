@@ -24,16 +24,20 @@ struct Sample {
 template <typename T>
 class SampleGrid {
  public:
-  SampleGrid(const DeformShape& shape, const T* offset, const T* mask) : shape_(shape), offset_(offset), mask_(mask) {}
+  SampleGrid(const DeformShape& shape, const T* offset, const T* mask, int64_t sample)
+      : shape_(shape),
+        plane_(shape.positions()),
+        out_w_(shape.out_w()),
+        offset_(offset + sample * shape.offset_numel),
+        mask_(mask ? mask + sample * shape.mask_numel : nullptr) {}
 
   Sample<T> at(int64_t position, int64_t tap) const {
-    const int64_t plane = shape_.positions();
-    const int64_t row = position / shape_.out_w, column = position % shape_.out_w;
-    const T y = T(row * shape_.stride_h - shape_.pad_h + tap / shape_.kernel_w) + offset_[2 * tap * plane + position];
-    const T x =
-        T(column * shape_.stride_w - shape_.pad_w + tap % shape_.kernel_w) + offset_[(2 * tap + 1) * plane + position];
+    const int64_t row = position / out_w_ * shape_.stride_h - shape_.pad_h + tap / shape_.kernel_w;
+    const int64_t column = position % out_w_ * shape_.stride_w - shape_.pad_w + tap % shape_.kernel_w;
+    const T y = T(row) + offset_[2 * tap * plane_ + position];
+    const T x = T(column) + offset_[(2 * tap + 1) * plane_ + position];
     Sample<T> sample;
-    sample.modulation = mask_ ? mask_[tap * plane + position] : T(1);
+    sample.modulation = mask_ ? mask_[tap * plane_ + position] : T(1);
     // Written so that a NaN offset counts as outside.
     if (y > -1 && x > -1 && y < T(shape_.height) && x < T(shape_.width)) {
       place(sample, y, x);
@@ -60,6 +64,7 @@ class SampleGrid {
   }
 
   const DeformShape& shape_;
+  int64_t plane_, out_w_;
   const T* offset_;
   const T* mask_;
 };
