@@ -80,7 +80,7 @@ def missing_kernel(op_name: str, device_type: str) -> str | None:
 
 
 def resolve_backend(op_name: str, backend: str, *tensors: torch.Tensor) -> str:
-    """"ext" or "torch": what runs operator `op_name` on these tensors.
+    """What runs operator `op_name` on these tensors: "ext" or "torch".
 
     Raises:
         RuntimeError: the compiled operator was asked for and cannot run; the message names the fix.

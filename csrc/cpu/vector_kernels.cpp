@@ -79,4 +79,6 @@ const char* vector_instruction_set() {
   }
 }
 
+const char* compiled_instruction_sets() { return SDPT_EXT_MULTIVERSION ? "generic avx2 avx512" : "generic"; }
+
 }  // namespace sdpt_ext::cpu

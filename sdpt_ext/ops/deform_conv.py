@@ -62,8 +62,16 @@ def deform_conv2d(
         _library.resolve_backend("deform_conv2d", backend, input)
     ]
     with torch.autocast(device_type, enabled=False):
-        tensors = [t if t is None else t.to(compute_dtype) for t in (input, offset, mask, weight, bias)]
-        return implementation(*tensors, steps, pads).to(result_dtype)
+        output = implementation(
+            input.to(compute_dtype),
+            offset.to(compute_dtype),
+            None if mask is None else mask.to(compute_dtype),
+            weight.to(compute_dtype),
+            None if bias is None else bias.to(compute_dtype),
+            steps,
+            pads,
+        )
+    return output.to(result_dtype)
 
 
 def deform_conv2d_reference(

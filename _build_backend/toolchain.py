@@ -1,0 +1,56 @@
+"""Whether the operators can be compiled here, and for which devices."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+OLDEST_TORCH = (2, 10)
+
+
+def missing_tool() -> str | None:
+    """What prevents compiling the operators, in words, or None."""
+    if sys.platform == "win32":
+        return "compiling on Windows is not supported"
+    return _torch_problem() or _compiler_problem()
+
+
+def builds_cuda() -> bool:
+    """Whether torch and the machine can compile CUDA kernels; FORCE_CUDA=1 skips the question whether torch has CUDA."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    wanted = torch.version.cuda is not None or os.environ.get("FORCE_CUDA") == "1"
+    return wanted and CUDA_HOME is not None and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")) is not None
+
+
+def _torch_problem() -> str | None:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < OLDEST_TORCH:
+        return f"torch {torch.__version__} is older than {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
+    return None
+
+
+def _compiler_problem() -> str | None:
+    compiler = os.environ.get("CXX", "c++").split()
+    if shutil.which(compiler[0]) is None:
+        return f"no C++ compiler: {compiler[0]} is not on the PATH (set CXX to choose another)"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text("#include <Python.h>\n#include <vector>\n")
+        include = f"-I{sysconfig.get_path('include')}"
+        command = [*compiler, "-std=c++17", include, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        return f"{compiler[0]} cannot compile a file that includes Python.h: {answer.stderr.strip().splitlines()[0]}"
+    return None
