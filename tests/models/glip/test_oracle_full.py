@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sdpt_ext.models.glip.configuration import GlipConfig
-from sdpt_ext.models.glip.head import HeadOutput, VLDyHead
+from sdpt_ext.models.glip.head import VLDyHead
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection, GlipOutput
-from sdpt_ext.models.glip.post_processing import post_process_detections
 
 from ...golden import cases
+from ...golden.detections import assert_same_detections, detect
+from ...golden.head import assert_gradient, assert_head, cotangent_sum
 from ...golden.models import filled_model
 
 
@@ -71,73 +72,35 @@ def test_text_encoder(case: Case, implementation: str) -> None:
     cases.assert_close(hidden, case.arrays, "bert_hidden", 1e-5)
 
 
-def by_level(
-    output: GlipOutput | HeadOutput, sizes: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """-> level, box maps (B, 4, h, w), centre-ness maps (B, 1, h, w), token logits (B, h*w, T)."""
-    counts = [height * width for height, width in sizes]
-    parts = (output.box_deltas.split(counts, 1), output.centerness.split(counts, 1), output.logits.split(counts, 1))
-    for level, (size, boxes, centerness, logits) in enumerate(zip(sizes, *parts)):
-        yield level, boxes.mT.unflatten(2, size), centerness.mT.unflatten(2, size), logits
-
-
-def assert_head(
-    output: GlipOutput | HeadOutput,
-    sizes: tuple[tuple[int, int], ...],
-    arrays: dict[str, np.ndarray],
-    prefix: str,
-    tolerance: float,
-) -> None:
-    for level, boxes, centerness, logits in by_level(output, sizes):
-        cases.assert_close(boxes, arrays, f"{prefix}bbox{level}", tolerance)
-        cases.assert_close(centerness, arrays, f"{prefix}ctr{level}", tolerance)
-        cases.assert_close(logits, arrays, f"{prefix}dot{level}", tolerance)
-
-
 def test_head_outputs(case: Case) -> None:
     assert_head(case.output, case.output.level_sizes, case.arrays, "", 2e-3)
 
 
 def test_detections(case: Case) -> None:
-    label_to_tokens = {int(label): positions for label, positions in case.meta["label_to_tokens"].items()}
-    (detections,) = post_process_detections(
-        case.output.logits,
-        case.output.box_deltas,
-        case.output.centerness,
-        case.model.anchors(case.output.level_sizes),
-        [label_to_tokens],
-        [(case.meta["H"], case.meta["W"])],
-    )
-    assert len(detections["scores"]) == 100
-    # The last ten compete with candidates of almost the same score.
-    for name, tolerance in (("scores", 1e-4), ("labels", 0), ("boxes", 0.05)):
-        expected = torch.from_numpy(case.arrays[f"det_{name}"][:90])
-        torch.testing.assert_close(detections[name][:90], expected, rtol=0, atol=tolerance)
+    assert_same_detections(detect(case.model, case.output, case.meta), case.arrays)
+
+
+@pytest.fixture(scope="module")
+def head() -> VLDyHead:
+    head = VLDyHead(GlipConfig.tiny())
+    cases.fill_parameters(head, "rpn.head.")
+    return head.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance", "gradient"), [(torch.float32, 5e-4, 5e-2), (torch.float64, 1e-5, 1e-4)])
-def test_head_alone_with_gradients(dtype: torch.dtype, tolerance: float, gradient: float) -> None:
+def test_head_alone_with_gradients(head: VLDyHead, dtype: torch.dtype, tolerance: float, gradient: float) -> None:
     meta, arrays = cases.load("e_vldyhead_e1")
-    sizes = tuple((height, width) for height, width in meta["level_sizes"])
-    head = VLDyHead(GlipConfig.tiny())
-    cases.fill_parameters(head, "rpn.head.")
-    head.to(dtype).eval().requires_grad_(False)
+    sizes = [(height, width) for height, width in meta["level_sizes"]]
     features = [
         cases.inputs(f"e1.p{level}", (1, 256, *size), dtype).requires_grad_() for level, size in enumerate(sizes)
     ]
     hidden = cases.inputs("e1.hidden", (1, 256, 768), dtype)
-    output = head(features, hidden, cases.text_mask([meta["real_tokens"]], 256))
+    output = copy.deepcopy(head).to(dtype)(features, hidden, cases.text_mask([meta["real_tokens"]], 256))
 
     assert_head(output, sizes, arrays, "noprompt.", tolerance)
     for level, feature in enumerate(output.features):
         cases.assert_close(feature, arrays, f"noprompt.tower_visual{level}", tolerance)
     cases.assert_close(output.hidden, arrays, "noprompt.tower_hidden", tolerance)
-    weighted = [
-        (value * cases.cotangent(f"e1.{name}{level}", value)).sum()
-        for level, *values in by_level(output, sizes)
-        for name, value in zip(("bbox", "ctr", "dot"), values)
-    ]
-    torch.stack(weighted).sum().backward()
+    cotangent_sum(output, sizes, "e1").backward()
     for level in (0, 2):
-        error = cases.relative_l2(features[level].grad, arrays, f"noprompt.grad_p{level}")
-        assert error <= gradient, f"gradient of p{level}: relative L2 {error:.2e}"
+        assert_gradient(features[level].grad, arrays, f"noprompt.grad_p{level}", gradient)
