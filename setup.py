@@ -9,6 +9,6 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent / "_build_backend"))
 
-from extensions import build_arguments  # noqa: E402
+from extensions import build_arguments
 
 setup(**build_arguments())

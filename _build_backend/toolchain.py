@@ -22,7 +22,7 @@ def missing_tool() -> str | None:
 
 
 def builds_cuda() -> bool:
-    """Whether torch and the machine can compile CUDA kernels; FORCE_CUDA=1 skips the question whether torch has CUDA."""
+    """Whether torch has CUDA (or FORCE_CUDA=1 asks for it all the same) and nvcc is there."""
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
