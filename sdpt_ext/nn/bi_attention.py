@@ -138,7 +138,7 @@ class BiMultiHeadAttention(nn.Module):
         return self.out_l_proj(self._merge(heads))
 
     def forward_folded(
-        self, v: Tensor, l: Tensor, mask: Tensor | None, prompts: PromptRows | None
+        self, v: Tensor, l: Tensor, mask: Tensor | None, prompts: PromptRows | None, backend: str = "auto"
     ) -> tuple[Tensor, Tensor]:
         """The same result through :func:`sdpt_ext.ops.bi_attention`: no (N, embed_dim) and no N x L tensor."""
         keys, bias, values = self.absorb(l)
@@ -153,7 +153,16 @@ class BiMultiHeadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         seed = int(torch.randint(2**31, ())) if dropout else 0
         y, u, mass = bi_attention(
-            v, keys, bias, values, image_rows, num_text=l.shape[1], dropout_p=dropout, seed=seed, return_mass=True
+            v,
+            keys,
+            bias,
+            values,
+            image_rows,
+            num_text=l.shape[1],
+            dropout_p=dropout,
+            seed=seed,
+            return_mass=True,
+            backend=backend,
         )
         if prompts is not None and prompts.gate is not None:
             y, u, mass = self._add_gated(v, keys, y, u, mass, prompts)
@@ -210,8 +219,10 @@ class BiAttentionBlock(nn.Module):
             raise ValueError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
         v, l = self.layer_norm_v(v), self.layer_norm_l(l)
         prompts = None if self.prompt is None else self.prompt(self.attn)
-        attend = self.attn.forward_eager if self.backend == "eager" else self.attn.forward_folded
-        delta_v, delta_l = attend(v, l, attention_mask_l, prompts)
+        if self.backend == "eager":
+            delta_v, delta_l = self.attn.forward_eager(v, l, attention_mask_l, prompts)
+        else:
+            delta_v, delta_l = self.attn.forward_folded(v, l, attention_mask_l, prompts, self.backend)
         return v + self.gamma_v * delta_v, l + self.gamma_l * delta_l
 
 

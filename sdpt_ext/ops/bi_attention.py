@@ -141,7 +141,7 @@ class _BiAttention(torch.autograd.Function):
         y = torch.empty_like(x)
         text = _OnlineSoftmax((batch, heads, num_text), width, x, dtype)
         for chunk in _chunks(x, prompts, image_mask):
-            scores = (chunk.rows @ flat_keys.mT).to(dtype).view(batch, -1, heads, tokens)
+            scores = (chunk.rows @ flat_keys.mT).to(dtype).view(batch, chunk.rows.shape[1], heads, tokens)
             if chunk.span is not None:
                 weights = visible.softmax(scores)
                 weights = weights * dropout.scale(weights, chunk.index, 0)
@@ -181,7 +181,7 @@ class _Backward:
         grad_x = torch.empty_like(self.x)
         grad_prompts = None if self.prompts is None else torch.zeros_like(self.prompts)
         for chunk in _chunks(self.x, self.prompts, self.image_mask):
-            scores = (chunk.rows @ self.flat_keys.mT).to(self.dtype).view(batch, -1, heads, tokens)
+            scores = (chunk.rows @ self.flat_keys.mT).to(self.dtype).view(batch, chunk.rows.shape[1], heads, tokens)
             grad_scores = torch.zeros_like(scores)
             if chunk.span is not None:
                 self._image_direction(chunk, scores, grad_scores)
@@ -235,6 +235,13 @@ def _check(x: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, prompts: T
         raise ValueError(f"bi_attention: num_text must be between 0 and {keys.shape[2]}, got {num_text}")
 
 
+def _check_backend(backend: str) -> None:
+    if backend == "ext":
+        raise RuntimeError('bi_attention has no compiled kernel; use backend "auto" or "torch"')
+    if backend not in ("auto", "torch"):
+        raise ValueError(f"bi_attention: unknown backend {backend!r}; choose auto, ext or torch")
+
+
 def bi_attention(
     x: Tensor,
     keys: Tensor,
@@ -263,14 +270,16 @@ def bi_attention(
         dropout_p: dropout probability on the attention weights of both directions.
         seed: seed of the dropout masks; the same seed gives the same masks.
         return_mass: also return what is left of each text row's weights after dropout.
-        backend: "auto" or "torch".
+        backend: "auto" or "torch"; this operator has no compiled kernel yet, so "ext" is refused.
 
     Returns:
         y (B, N, D), u (B, H, L, D) and, when asked, mass (B, H, L), which is 1 without dropout.
 
     Raises:
-        ValueError: shapes that do not fit each other.
+        ValueError: shapes that do not fit each other, or an unknown backend.
+        RuntimeError: backend "ext".
     """
+    _check_backend(backend)
     num_text = keys.shape[2] if num_text is None else num_text
     _check(x, keys, key_bias, values, prompts, num_text)
     dropout = _Dropout(float(dropout_p), int(seed))
