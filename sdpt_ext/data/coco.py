@@ -23,6 +23,7 @@ _LAYOUTS = (
     ("{split}2017", "annotations/instances_{split}2017.json"),
 )
 """(image folder, annotation file) under the root: COCO-like, ODinW, Roboflow, COCO 2017."""
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _OTHER_NAMES = {"val": ("val", "valid")}
 _MAX_CHECKED = 20_000
 """Larger data sets are not opened file by file beforehand; a bad file is then an error when it is read."""
@@ -57,12 +58,15 @@ def find_split(root: str | os.PathLike[str], split: str) -> SplitFiles:
 
 
 def _split_files(folder: Path, split: str) -> SplitFiles | None:
-    for image_folder, annotation_file in _LAYOUTS:
-        for name in _OTHER_NAMES.get(split, (split,)):
-            file = folder / annotation_file.format(split=name)
-            if file.is_file():
-                return SplitFiles(folder / image_folder.format(split=name), file)
-    return None
+    candidates = [
+        SplitFiles(folder / images.format(split=name), folder / annotations.format(split=name))
+        for images, annotations in _LAYOUTS
+        for name in _OTHER_NAMES.get(split, (split,))
+    ]
+    if split == "test":
+        # COCO keeps the boxes of its test images to itself; results are reported on val.
+        candidates.append(SplitFiles(folder / "val2017", folder / "annotations" / "instances_val2017.json"))
+    return next((files for files in candidates if files.annotations.is_file()), None)
 
 
 class DetectionDataset(DetectionImages):
@@ -154,23 +158,22 @@ def _image_problem(record: Mapping[str, Any], content: Mapping[str, Any], files:
 
 
 def _check_image(file: Path, size: tuple[int, int]) -> None:
-    """Cheap check: header and, for JPEG, the end mark; the whole picture is read only if that is missing."""
+    """Cheap check of header and end mark; the whole picture is read only if the mark is not there."""
     try:
         with Image.open(file) as opened:
-            whole = opened.format == "JPEG" and _ends_like_jpeg(file)
-            actual = opened.size
+            actual, mark = opened.size, _END_MARKS.get(str(opened.format))
     except OSError:
-        whole, actual = False, size
-    if whole:
+        mark = None
+    if mark is not None and _ends_with(file, mark):
         _check_size(file, actual, size)
     else:
         read_image(file, size)
 
 
-def _ends_like_jpeg(file: Path) -> bool:
+def _ends_with(file: Path, mark: bytes) -> bool:
     with file.open("rb") as opened:
-        opened.seek(-2, os.SEEK_END)
-        return opened.read() == b"\xff\xd9"
+        opened.seek(-len(mark), os.SEEK_END)
+        return opened.read() == mark
 
 
 __all__ = ["DetectionDataset", "find_split", "read_image"]

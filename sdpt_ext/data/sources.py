@@ -39,7 +39,7 @@ def open_dataset(
     }
     if name and kind in openers and not Path(source).exists():
         dataset = openers[kind]()
-    elif Path(source).is_dir():
+    elif source and Path(source).is_dir():
         dataset = DetectionDataset(source, split, strict)
     else:
         raise FileNotFoundError(f"--data {source!r} is neither a folder nor one of shapes:TASK, coco:DIR, odinw:NAME")

@@ -17,7 +17,7 @@ SIZE_DIVISOR = 32
 
 
 def resized_size(width: int, height: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:
-    """(height, width) after resizing the short side to ``shortest_edge``, less if the long side passes ``longest_edge``."""
+    """(height, width) with the short side at ``shortest_edge``, or less where the long side would pass the other."""
     short, long = min(width, height), max(width, height)
     if long / short * shortest_edge > longest_edge:
         shortest_edge = round(longest_edge * short / long)

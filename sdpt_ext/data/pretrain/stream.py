@@ -28,6 +28,7 @@ class StreamOptions:
     """Attributes:
     batch_size: images per batch; all of a batch have one size.
     photo_ratio: share of photographs, the rest are generated scenes.
+    short_sides: short sides of the batches, drawn at random; None takes the processor's training scales.
     max_caption_tokens: longest caption, special tokens included; names are left out of a longer one.
     max_negatives: most names in a caption that are true of nothing in the picture.
     forgotten: share of the names of present things that half of the captions leave out, so that the model learns to
@@ -38,6 +39,7 @@ class StreamOptions:
 
     batch_size: int = 8
     photo_ratio: float = 0.5
+    short_sides: tuple[int, ...] | None = None
     max_caption_tokens: int = 80
     max_negatives: int = 16
     forgotten: float = 0.3
@@ -104,8 +106,9 @@ class PretrainStream(IterableDataset):
 
     def _draw_size(self, rng: np.random.Generator) -> tuple[int, int]:
         """(width, height) of the batch, multiples of the padding divisor."""
-        divisor = self.processor.config.size_divisor
-        short = int(rng.choice(self.processor.config.train_shortest_edges))
+        config = self.processor.config
+        divisor = config.size_divisor
+        short = int(rng.choice(self.options.short_sides or config.train_shortest_edges))
         aspects, shares = zip(*_ASPECTS, strict=True)
         aspect = float(rng.choice(aspects, p=shares))
         width, height = (short * aspect, short) if aspect >= 1 else (short, short / aspect)
