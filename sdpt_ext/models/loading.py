@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from sdpt_ext.assets import ASSETS
 
 from .glip import GlipConfig, GlipForObjectDetection, GlipProcessor
@@ -22,23 +24,35 @@ def load_model(
         checkpoint: an official GLIP checkpoint (.pth) for "glip-tiny" and "glip-large".
 
     Raises:
-        ValueError: ``checkpoint`` is missing where it is needed, or given where it is not.
+        ValueError: ``checkpoint`` is missing where it is needed or given where it is not, or the folder holds a model
+            of another architecture.
         OSError: the folder or repository cannot be read.
     """
     name = str(name)
     if name in _OFFICIAL:
         if checkpoint is None:
-            raise ValueError(
-                f"{name} needs its official weights: pass --checkpoint FILE.pth (released by microsoft/GLIP under "
-                "the MIT licence)"
-            )
+            raise ValueError(f"{name} needs its official weights: pass --checkpoint FILE.pth (from microsoft/GLIP)")
         return GlipForObjectDetection.from_official(checkpoint, _OFFICIAL[name]()), GlipProcessor.bert()
     if checkpoint is not None:
         raise ValueError(f"--checkpoint goes with --model {' or '.join(_OFFICIAL)}, not with {name!r}")
-    source = str(ASSETS / "nano") if name == "nano" else name
-    if "/" not in name and name != "nano" and not Path(name).is_dir():
+    if name == "nano":
+        return _load_folder(str(ASSETS / "nano"))
+    if "/" not in name and not Path(name).is_dir():
         raise FileNotFoundError(f"no model {name!r}: choose nano, {', '.join(_OFFICIAL)}, a folder, or a hub repository")
-    return GlipForObjectDetection.from_pretrained(source).eval(), GlipProcessor.from_pretrained(source)
+    return _load_folder(name)
+
+
+def _load_folder(source: str) -> tuple[GlipForObjectDetection, GlipProcessor]:
+    values, _ = GlipConfig.get_config_dict(source)
+    model_type = values.get("model_type")
+    if model_type != GlipConfig.model_type:
+        raise ValueError(f"{source} holds a model of type {model_type!r}, not a GLIP ({GlipConfig.model_type!r})")
+    model, report = GlipForObjectDetection.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    problems = {kind: keys for kind, keys in report.items() if keys and kind.endswith("keys")}
+    if problems:
+        listed = "\n".join(f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in problems.items())
+        raise ValueError(f"the weights in {source} do not fit its config.json:\n{listed}")
+    return model.eval(), GlipProcessor.from_pretrained(source)
 
 
 __all__ = ["load_model"]
