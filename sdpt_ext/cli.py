@@ -109,8 +109,15 @@ def load_detector(arguments: argparse.Namespace) -> tuple[GlipForObjectDetection
     device = resolve_device(arguments.device)
     model, processor = load_model(arguments.model, checkpoint=arguments.checkpoint)
     if arguments.adapter is not None:
+        _refuse_whole_model(Path(arguments.adapter))
         load_adapter(model, arguments.adapter)
-    return model.to(device).eval(), processor
+    return model.to(device).eval(), processor  # type: ignore[arg-type]  # transformers wraps `to` without its types
+
+
+def _refuse_whole_model(folder: Path) -> None:
+    whole = folder / "model"
+    if (whole / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} holds a whole tuned model, not an adapter: pass --model {whole} without --adapter")
 
 
 def resolve_device(name: str) -> torch.device:

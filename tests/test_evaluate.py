@@ -61,6 +61,22 @@ def test_an_adapter_changes_the_detections(detector: str, data: str, tmp_path: P
     assert without != adapted
 
 
+def test_a_run_that_tuned_the_whole_model_is_no_adapter(
+    detector: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_detector(tmp_path / "run" / "model")
+    options = {"--model": detector, "--data": data, "--output_dir": str(tmp_path), "--adapter": str(tmp_path / "run")}
+    message = error_of([part for option in options.items() for part in option], capsys)
+    assert f"pass --model {tmp_path / 'run' / 'model'} without --adapter" in message
+
+
+def test_a_checkpoint_that_is_none(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.pth").write_text("hello")
+    options = {"--model": "glip-tiny", "--checkpoint": str(tmp_path / "text.pth"), "--data": data}
+    arguments = [part for option in options.items() for part in option]
+    assert "text.pth is not a PyTorch checkpoint" in error_of([*arguments, "--output_dir", str(tmp_path)], capsys)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -15,7 +15,9 @@ STRIDES = (8, 16, 32, 64, 128)
 SIZES = (64, 128, 256, 512, 1024)
 
 
-def head_levels(meta: dict[str, Any], dtype: torch.dtype, dot_scale: float, dot_shift: float) -> dict[str, list[Tensor]]:
+def head_levels(
+    meta: dict[str, Any], dtype: torch.dtype, dot_scale: float, dot_shift: float
+) -> dict[str, list[Tensor]]:
     """Per level, as the official head lays them out: "reg" (B,4,h,w), "ctr" (B,1,h,w), "dot" (B,hw,256)."""
     batch, case = len(meta["image_hw"]), meta["case"]
     levels: dict[str, list[Tensor]] = {"reg": [], "ctr": [], "dot": []}
@@ -23,7 +25,9 @@ def head_levels(meta: dict[str, Any], dtype: torch.dtype, dot_scale: float, dot_
         levels["reg"].append(cases.inputs(f"{case}.reg{i}", (batch, 4, h, w), dtype, 0.5))
         levels["ctr"].append(cases.inputs(f"{case}.ctr{i}", (batch, 1, h, w), dtype))
         # The official run adds the shift to float32 numbers.
-        levels["dot"].append((cases.inputs(f"{case}.dot{i}", (batch, h * w, 256), scale=dot_scale) + dot_shift).to(dtype))
+        levels["dot"].append(
+            (cases.inputs(f"{case}.dot{i}", (batch, h * w, 256), scale=dot_scale) + dot_shift).to(dtype)
+        )
     return levels
 
 

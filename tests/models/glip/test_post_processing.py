@@ -36,7 +36,12 @@ def test_golden(name: str, dtype: torch.dtype) -> None:
 def one_level(logits: Tensor, centerness: float = 20.0) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Raw outputs (1, N, ...) with boxes equal to their anchors of 8 pixels, 8 pixels apart: no overlaps."""
     count = logits.shape[1]
-    return logits, torch.zeros(1, count, 4), torch.full((1, count, 1), centerness), level_anchors([(1, count)], [8], [8])
+    return (
+        logits,
+        torch.zeros(1, count, 4),
+        torch.full((1, count, 1), centerness),
+        level_anchors([(1, count)], [8], [8]),
+    )
 
 
 def test_a_class_scores_the_mean_of_its_tokens() -> None:
