@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdpt_ext.models.glip.captions import clean_name
+
 logger = logging.getLogger(__name__)
 
 _TABLES = ("images", "annotations", "categories")
@@ -61,8 +63,11 @@ def _check_categories(categories: list[dict[str, Any]], file: Path) -> None:
     if not categories:
         raise ValueError(f"{file} lists no categories; add the classes under 'categories'")
     for category in categories:
-        if "id" not in category or not str(category.get("name", "")).strip():
-            raise ValueError(f"{file}: category {category} needs an id and a name, for names are what the model reads")
+        if "id" not in category or not clean_name(str(category.get("name", ""))).strip():
+            raise ValueError(
+                f"{file}: category {category} needs an id and a name, for names are what the model reads; "
+                "what stands in parentheses is not read"
+            )
     _refuse_duplicates("category id", (category["id"] for category in categories), file)
     twice = [name for name, count in Counter(item["name"].lower() for item in categories).items() if count > 1]
     if twice:

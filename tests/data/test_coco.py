@@ -103,6 +103,7 @@ def _keep(key: str, count: int) -> Callable[[dict[str, Any]], None]:
         (_change("images", 1, id=1), "image id 1 occurs more than once"),
         (_change("categories", 1, id=7), "category id 7 occurs more than once"),
         (_change("categories", 1, name=" "), "needs an id and a name"),
+        (_change("categories", 1, name="(star)"), "what stands in parentheses is not read"),
         (lambda data: data["images"][0].pop("width"), r"image 1\.jpg has no width"),
         (_keep("images", 0), "lists no images: the data set is empty"),
         (_keep("categories", 0), "lists no categories"),

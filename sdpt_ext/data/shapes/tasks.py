@@ -60,7 +60,7 @@ _COLOURED = (
     ObjectName("circle", "green"),
     ObjectName("circle", "yellow"),
     ObjectName("triangle", "purple"),
-    ObjectName("triangle", None, "striped"),
+    ObjectName("ring", None, "striped"),
     ObjectName("square", "orange", "dotted"),
     ObjectName("heart", None, "checkered"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Encoding
 from torch import Tensor
 from transformers import BatchFeature, BertTokenizer
 from transformers.models.bert.tokenization_bert import load_vocab
@@ -21,8 +23,17 @@ from sdpt_ext.assets import BERT_VOCABULARY, NANO_VOCABULARY
 from sdpt_ext.data import transforms
 from sdpt_ext.data.atomic import write_json, write_text
 from sdpt_ext.models.glip.anchors import level_anchors
-from sdpt_ext.models.glip.captions import Caption, build_caption, label_to_tokens, parse_names, positive_map
+from sdpt_ext.models.glip.captions import (
+    Caption,
+    build_caption,
+    label_to_tokens,
+    parse_names,
+    positive_map,
+    token_positions,
+)
 from sdpt_ext.models.glip.post_processing import post_process_detections
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "processor_config.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -85,6 +96,7 @@ class GlipProcessor:
     def __init__(self, tokenizer: BertTokenizer, config: ProcessorConfig | None = None) -> None:
         self.tokenizer = tokenizer
         self.config = config or ProcessorConfig()
+        self._warned_names: set[str] = set()
 
     @classmethod
     def bert(cls) -> GlipProcessor:
@@ -189,6 +201,7 @@ class GlipProcessor:
         )
         for caption, encoding in zip(captions, encoded.encodings, strict=True):
             self._check_length(caption, sum(encoding.attention_mask))
+            self._warn_about_unknown(caption, encoding)
         return {
             "input_ids": torch.tensor(encoded["input_ids"]),
             "attention_mask": torch.tensor(encoded["attention_mask"]),
@@ -210,6 +223,16 @@ class GlipProcessor:
                 f"split the classes in several groups (captions.chunk_names) or shorten their names; "
                 f"the caption starts with {caption.text[:60]!r}"
             )
+
+    def _warn_about_unknown(self, caption: Caption, encoding: Encoding) -> None:
+        if self.tokenizer.unk_token_id not in encoding.ids:
+            return
+        for (start, end), tokens in zip(caption.spans, token_positions(encoding, caption.spans), strict=True):
+            name = caption.text[start:end]
+            unreadable = any(encoding.ids[token] == self.tokenizer.unk_token_id for token in tokens)
+            if unreadable and name not in self._warned_names:
+                self._warned_names.add(name)
+                logger.warning("the vocabulary can't spell the class name %r; write it in plain English", name)
 
     def _process_annotations(
         self, annotations: Sequence[Mapping[str, Any]], batch: Mapping[str, Any], flips: Sequence[bool] | None

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from sdpt_ext.data.shapes import TASKS, ShapesDataset
 from sdpt_ext.data.shapes.dataset import SPLIT_SIZES
+from sdpt_ext.data.shapes.vocabulary import ObjectName
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -44,6 +47,13 @@ def test_some_objects_belong_to_no_class() -> None:
     drawn = [task.choose(np.random.default_rng(seed)) for seed in range(200)]
     unlabelled = [name for name in drawn if task.label_of(name) is None]
     assert 20 < len(unlabelled) < 80
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_object_belongs_to_two_classes(task: str) -> None:
+    for one, other in itertools.combinations(TASKS[task].classes.values(), 2):
+        both = ObjectName(one.shape, one.colour or other.colour, one.texture or other.texture)
+        assert not (one.describes(both) and other.describes(both))
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import string
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,12 +117,46 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
 
 
 def test_load_errors_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no processor_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no processor_config\.json"):
         GlipProcessor.from_pretrained(tmp_path)
     GlipProcessor.nano().save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text('{"shortest": 3}')
     with pytest.raises(ValueError, match="unknown keys \\['shortest'\\]"):
         GlipProcessor.from_pretrained(tmp_path)
+
+
+def test_unreadable_names_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    processor = GlipProcessor.nano()
+    for _ in range(2):
+        processor(text=["star", "浣熊"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the vocabulary can't spell the class name '浣熊'; write it in plain English"
+    ]
+
+
+def test_detections_come_back_in_original_pixels() -> None:
+    processor = GlipProcessor.nano()
+    batch = processor([_image(128, 64)], ["star", "ring"])
+    assert batch["image_sizes"].tolist() == [[192, 384]]
+    level_sizes = [(24, 48), (12, 24), (6, 12), (3, 6), (2, 3)]
+    count = sum(height * width for height, width in level_sizes)
+    logits = torch.full((1, count, batch["input_ids"].shape[1]), -12.0)
+    place = 10 * 48 + 20
+    logits[0, place, batch["label_to_tokens"][0][2]] = 12.0
+    outputs = SimpleNamespace(
+        logits=logits,
+        box_deltas=torch.zeros(1, count, 4),
+        centerness=torch.full((1, count, 1), 12.0),
+        level_sizes=level_sizes,
+    )
+    sizes = (batch["label_to_tokens"], batch["image_sizes"])
+    (resized,) = processor.post_process_object_detection(outputs, *sizes)
+    (original,) = processor.post_process_object_detection(outputs, *sizes, batch["original_sizes"])
+    assert resized["labels"].tolist() == [2]
+    assert resized["scores"].item() == pytest.approx(1.0, abs=1e-4)
+    # Centre (stride - 1) / 2 + stride * cell; half of the anchor's side less one.
+    assert resized["boxes"][0].tolist() == pytest.approx([148.0, 68.0, 179.0, 99.0])
+    assert original["boxes"][0].tolist() == pytest.approx([value / 3 for value in (148.0, 68.0, 179.0, 99.0)], rel=1e-5)
 
 
 def test_vocabularies() -> None:
