@@ -23,17 +23,19 @@ from sdpt_ext.models.glip.captions import clean_name
 
 SIZE = 2048
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-COCO_NAMES = """person bicycle car motorcycle airplane bus train truck boat traffic light fire hydrant stop sign parking
-meter bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
-snowboard sports ball kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife spoon
-bowl banana apple sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant bed dining table
-toilet tv laptop mouse remote keyboard cell phone microwave oven toaster sink refrigerator book clock vase scissors teddy
-bear hair drier toothbrush"""
+COCO_NAMES = """
+person bicycle car motorcycle airplane bus train truck boat traffic light fire hydrant stop sign parking meter bench
+bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis
+snowboard sports ball kite baseball bat glove skateboard surfboard tennis racket bottle wine glass cup fork knife
+spoon bowl banana apple sandwich orange broccoli carrot hot dog pizza donut cake chair couch potted plant bed dining
+table toilet tv laptop mouse remote keyboard cell phone microwave oven toaster sink refrigerator book clock vase
+scissors teddy bear hair drier toothbrush
+"""
 
 
 def name_words(data: Path) -> list[str]:
     """Words of all category names of the data sets under ``data``, of COCO and of the generated objects."""
-    found = {word for word in COCO_NAMES.split()} | set(shape_words())
+    found = set(COCO_NAMES.split()) | set(shape_words())
     for file in sorted(data.glob("*/annotations/*.json")):
         for category in json.loads(file.read_text())["categories"]:
             found |= set(re.findall(r"[a-z]+|[0-9]+", clean_name(category["name"]).lower()))
