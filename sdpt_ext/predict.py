@@ -58,16 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, processor = load_detector(arguments)
     records, skipped = [], []
     for file in tqdm(files, desc="predict", unit="image"):
+        name = file.relative_to(root)
         try:
             picture = read_picture(file)
         except ValueError as error:
-            skipped.append({"image": str(file.relative_to(root)), "reason": str(error)})
+            skipped.append({"image": str(name), "reason": str(error)})
             continue
         boxes = find_objects(model, processor, picture, names, arguments.threshold)
-        drawn = _drawn_name(file.relative_to(root))
-        with replacing(folder / drawn) as temporary:
-            draw_detections(picture, boxes).save(temporary, quality=92)
-        records.append({"image": str(file.relative_to(root)), "drawn": str(drawn), **_record(picture, boxes)})
+        drawn = _save_drawing(draw_detections(picture, boxes), folder, name)
+        records.append({"image": str(name), "drawn": str(drawn), **_record(picture, boxes)})
     write_json(folder / PREDICTIONS, {"names": names, "images": records, "skipped": skipped})
     _report(records, skipped, folder)
 
@@ -115,8 +114,12 @@ def find_objects(
     return [DrawnBox(tuple(box), names[label - 1], label, score) for box, label, score in rows if score >= threshold]
 
 
-def _drawn_name(path: Path) -> Path:
-    return path if path.suffix.lower() in _DRAWN_AS_THEY_ARE else path.with_name(f"{path.name}.png")
+def _save_drawing(drawing: Image.Image, folder: Path, name: Path) -> Path:
+    """Save under the picture's own name in `folder`, as PNG if its format is a rare one; returns the name."""
+    drawn = name if name.suffix.lower() in _DRAWN_AS_THEY_ARE else name.with_name(f"{name.name}.png")
+    with replacing(folder / drawn) as temporary:
+        drawing.save(temporary, quality=92)
+    return drawn
 
 
 def _record(picture: Image.Image, boxes: Sequence[DrawnBox]) -> dict[str, Any]:

@@ -77,6 +77,13 @@ def test_a_checkpoint_that_is_none(data: str, tmp_path: Path, capsys: pytest.Cap
     assert "text.pth is not a PyTorch checkpoint" in error_of([*arguments, "--output_dir", str(tmp_path)], capsys)
 
 
+def test_a_model_of_another_architecture(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    options = {"--model": str(tmp_path), "--data": data, "--output_dir": str(tmp_path / "out")}
+    message = error_of([part for option in options.items() for part in option], capsys)
+    assert str(tmp_path) in message and "bert" in message
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
