@@ -29,6 +29,13 @@ class RunArguments:
     shots: int | None = field(
         default=None, metadata={"help": "Train on K images per class, drawn with --seed; all images if not given."}
     )
+    val_split: str = field(default="val", metadata={"help": "The split that is measured while training."})
+    test_split: str = field(
+        default="test", metadata={"help": "The split of the final numbers, measured before and after training."}
+    )
+    max_val_images: int | None = field(
+        default=None, metadata={"help": "Measure on this many images of the validation split; all if not given."}
+    )
     method: str = field(default="sdpt", metadata={"help": "How the model is tuned.", "choices": list(METHODS)})
     num_tokens: int = field(default=10, metadata={"help": "SDPT: prototype tokens per fusion layer."})
     text_prompts: TextPrompts = field(

@@ -55,7 +55,8 @@ def flag_names() -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `sdpt_ext.train`, showing the defaults of this package in its help."""
-    parser = _FlagParser([RunArguments, TrainingArguments], usage=_USAGE, description=_DESCRIPTION, allow_abbrev=False)
+    groups: list[Any] = [RunArguments, TrainingArguments]
+    parser = _FlagParser(groups, usage=_USAGE, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?", default=None, metavar="RECIPE", help="YAML or JSON mapping of flags.")
     by_method = ", ".join(f"{name} {row['learning_rate']:g}" for name, row in defaults.BY_METHOD.items())
     by_data = ", ".join(f"{kind} {defaults.defaults_for('', kind)['max_steps']}" for kind in defaults.BY_DATA)
@@ -112,20 +113,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _recipe_values(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     recipe = read_recipe(path)
-    nulls = dict.fromkeys(name for name, value in recipe.items() if value is None)
-    tokens = [token for name, value in recipe.items() if value is not None for token in _as_flag(name, value)]
+    # A command line cannot say "nothing", a recipe can.
+    nothing = {name: value for name, value in recipe.items() if value is None or value == []}
+    tokens = [token for name, value in recipe.items() if name not in nothing for token in _as_flag(name, value)]
     try:
         values = _parse(parser, tokens)
     except ArgumentError as error:
         raise ArgumentError(f"{path}: {error}") from error
     values.pop("recipe")
-    return {**nulls, **values}
+    return {**nothing, **values}
 
 
 def _as_flag(name: str, value: Any) -> list[str]:
     """A recipe entry as command-line tokens; `=` keeps values that start with a minus sign."""
     if isinstance(value, list):
-        return [f"--{name}", *map(str, value)] if value else []
+        return [f"--{name}", *map(str, value)]
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 

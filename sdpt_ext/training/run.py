@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from sdpt_ext.data.collate import TrainCollator
+from sdpt_ext.data.detection import DetectionImages
 from sdpt_ext.data.sources import open_dataset
 from sdpt_ext.evaluation.inference import evaluate_model
 from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
@@ -41,9 +42,9 @@ class _Host:
 
     model: GlipForObjectDetection
     processor: GlipProcessor
-    train: Any
-    val: Any | None
-    test: Any
+    train: DetectionImages
+    val: DetectionImages | None
+    test: DetectionImages
 
 
 def run_training(arguments: ResolvedArguments) -> dict[str, Any]:
@@ -88,8 +89,12 @@ def run_training(arguments: ResolvedArguments) -> dict[str, Any]:
 def _load(options: RunArguments, training: TrainingArguments) -> _Host:
     model, processor = load_model(options.model, options.checkpoint)
     train = open_dataset(options.data, "train", shots=options.shots, seed=training.seed)
-    val = open_dataset(options.data, "val") if training.eval_strategy != "no" else None
-    return _Host(model.to(training.device), processor, train, val, open_dataset(options.data, "test"))
+    test = open_dataset(options.data, options.test_split)
+    val = None
+    if training.eval_strategy != "no":
+        val = open_dataset(options.data, options.val_split)
+        val = val.select(range(min(len(val), options.max_val_images or len(val))))
+    return _Host(model.to(training.device), processor, train, val, test)  # type: ignore[arg-type]
 
 
 def _zero_shot(host: _Host, training: TrainingArguments) -> dict[str, Any]:
@@ -99,10 +104,20 @@ def _zero_shot(host: _Host, training: TrainingArguments) -> dict[str, Any]:
     return {"zero_shot": zero_shot, "zero_shot_val_AP": val_ap}
 
 
-def _evaluate(host: _Host, dataset: Any, training: TrainingArguments) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _evaluate(
+    host: _Host, dataset: DetectionImages, training: TrainingArguments
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(training.mixed_precision)
     with torch.autocast(training.device.type, precision, enabled=precision is not None):
-        return evaluate_model(host.model, host.processor, dataset, training.eval_batch_size, training.device)
+        return evaluate_model(
+            host.model,
+            host.processor,
+            dataset,
+            training.eval_batch_size,
+            training.device,
+            progress=not training.disable_tqdm,
+            num_workers=training.dataloader_num_workers,
+        )
 
 
 def _tune(
@@ -128,8 +143,9 @@ def _tune(
         collator=TrainCollator(host.processor, host.train.class_names),
         callbacks=[interrupt, EpochCallback(items), throughput],
     )
-    with interrupt:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if not trainer.restore_finished(checkpoint):
+        with interrupt:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if interrupt.received is not None and trainer.state.global_step < trainer.state.max_steps:
         print(
             f"stopped by {signal.Signals(interrupt.received).name} at step {trainer.state.global_step} of "

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import Dataset
 
-
-class Items(Protocol):
-    """A detection data set."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+from sdpt_ext.data.detection import DetectionImages
 
 
 class SeededItems(Dataset[dict[str, Any]]):
     """Adds a `seed` to every item of a data set; the training collator draws the item's augmentation from it."""
 
-    def __init__(self, items: Items, seed: int) -> None:
+    def __init__(self, items: DetectionImages, seed: int) -> None:
         self.items = items
         self.seed = seed
         self.epoch = 0

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from sdpt_ext.evaluation.inference import evaluate_model
 from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
 from sdpt_ext.training.callbacks import LossProgressCallback
+from sdpt_ext.training.disk import removed_on_error
 from sdpt_ext.training.weights import load_weights, save_weights
 
 
@@ -104,18 +103,30 @@ class DetectionTrainer(Trainer):
         """Average precisions on the validation split, as `eval_AP`, `eval_AP50`, ..."""
         start = time.perf_counter()
         metrics, _ = evaluate_model(
-            self.model,
+            self._bare_model(),
             self.processor,
             eval_dataset if eval_dataset is not None else self.eval_dataset,
             batch_size=self.args.eval_batch_size,
             device=self.args.device,
             progress=False,
+            num_workers=self.args.dataloader_num_workers,
         )
         logs = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, float)}
         logs[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
+
+    def restore_finished(self, checkpoint: Path | None) -> bool:
+        """Take state and best weights from a checkpoint after which no step is left; False if there is one to train."""
+        if checkpoint is None:
+            return False
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < (self.args.max_steps if self.args.max_steps > 0 else state.max_steps):
+            return False
+        self.state = state
+        load_weights(self._bare_model(), self.method, Path(state.best_model_checkpoint or checkpoint))
+        return True
 
     def _bare_model(self) -> GlipForObjectDetection:
         model: GlipForObjectDetection = self.accelerator.unwrap_model(self.model)
@@ -127,7 +138,7 @@ class DetectionTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        with _whole_or_nothing(folder):
+        with removed_on_error(folder):
             super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -135,26 +146,3 @@ class DetectionTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         load_weights(self._bare_model(), self.method, Path(str(self.state.best_model_checkpoint)))
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(folder: Path) -> Any:
-    """Removes a checkpoint that could not be finished, and names the folder in the error."""
-    existed = folder.exists()
-    try:
-        yield
-    except BaseException as error:
-        if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, Exception) and _is_write_error(error):
-            free = shutil.disk_usage(folder.parent).free // 2**20
-            raise OSError(
-                f"cannot write the checkpoint {folder} ({free} MB free on that disk): {error}. Free some space or "
-                "choose another --output_dir, then continue with --resume_from_checkpoint auto"
-            ) from error
-        raise
-
-
-def _is_write_error(error: Exception) -> bool:
-    """torch.save and safetensors report a full disk under types of their own."""
-    return isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdpt_ext.data.atomic import replacing
 from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
+from sdpt_ext.training.disk import clear_write_errors, whole_folder
 from sdpt_ext.tuners import load_adapter, save_adapter
 
 ADAPTER_METHODS = ("sdpt",)
@@ -20,11 +21,12 @@ MODEL_FOLDER = "model"
 
 def save_weights(model: GlipForObjectDetection, method: str, folder: Path) -> None:
     """Write what `method` trains: an adapter, or else the tensors that require gradients."""
-    if method in ADAPTER_METHODS:
-        save_adapter(model, folder)
-        return
-    with replacing(folder / TRAINED_WEIGHTS) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}, temporary)
+    with clear_write_errors(folder):
+        if method in ADAPTER_METHODS:
+            save_adapter(model, folder)
+            return
+        with replacing(folder / TRAINED_WEIGHTS) as temporary:
+            save_file({name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}, temporary)
 
 
 def load_weights(model: GlipForObjectDetection, method: str, folder: Path) -> None:
@@ -50,10 +52,11 @@ def load_weights(model: GlipForObjectDetection, method: str, folder: Path) -> No
 def export_weights(model: GlipForObjectDetection, processor: GlipProcessor, method: str, folder: Path) -> None:
     """Write the result of a run into `folder`: the adapter, or the whole model and its processor in "model"."""
     if method in ADAPTER_METHODS:
-        save_adapter(model, folder)
+        save_weights(model, method, folder)
         return
-    model.save_pretrained(folder / MODEL_FOLDER)
-    processor.save_pretrained(folder / MODEL_FOLDER)
+    with whole_folder(folder / MODEL_FOLDER) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
 
 
 def _trained(model: GlipForObjectDetection) -> dict[str, Tensor]:

@@ -1,0 +1,138 @@
+"""Recipes and flags: precedence, types, and mistakes that are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sdpt_ext.training.defaults import BY_METHOD, SHARED, defaults_for
+from sdpt_ext.training.recipe import ArgumentError, flag_names, parse_arguments
+
+
+def write(path: Path, content: object) -> str:
+    path.write_text(json.dumps(content) if path.suffix == ".json" else yaml.safe_dump(content))
+    return str(path)
+
+
+def test_without_flags_the_defaults_table_decides() -> None:
+    arguments = parse_arguments([])
+    assert (arguments.run.model, arguments.run.method, arguments.run.num_tokens) == ("nano", "sdpt", 10)
+    assert arguments.run.data.startswith("shapes:")
+    for name, value in defaults_for("sdpt", arguments.run.data).items():
+        assert getattr(arguments.training, name) == value, name
+
+
+def test_defaults_name_real_flags() -> None:
+    rows = [SHARED, *BY_METHOD.values()]
+    assert {name for row in rows for name in row} <= set(flag_names())
+
+
+def test_the_method_chooses_its_learning_rate() -> None:
+    full = parse_arguments(["--method", "full"]).training
+    assert full.learning_rate == BY_METHOD["full"]["learning_rate"] != BY_METHOD["sdpt"]["learning_rate"]
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json"])
+def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path: Path, name: str) -> None:
+    recipe = write(tmp_path / name, {"method": "full", "learning_rate": "2e-3", "num_tokens": 5, "layers": [0, 2]})
+    arguments = parse_arguments([recipe, "--num_tokens", "7", "--bf16"])
+    assert arguments.run.method == "full"
+    assert arguments.training.learning_rate == 2e-3
+    assert (arguments.run.num_tokens, arguments.run.layers) == (7, [0, 2])
+    assert arguments.training.bf16
+
+
+def test_yaml_scalars_take_the_type_of_their_flag(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("learning_rate: 1e-3\nmax_steps: -1\nnum_train_epochs: 2\nfp16: no\nsave_total_limit: null\n")
+    training = parse_arguments([str(path)]).training
+    assert training.learning_rate == 1e-3  # PyYAML reads 1e-3 as a string
+    assert (training.max_steps, training.num_train_epochs) == (-1, 2.0)
+    assert training.fp16 is False
+    assert training.save_total_limit is None
+
+
+def test_lists_and_mappings_pass_through_a_recipe(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", {"lr_scheduler_kwargs": {"num_cycles": 0.4}, "report_to": []})
+    training = parse_arguments([recipe]).training
+    assert training.lr_scheduler_kwargs == {"num_cycles": 0.4}
+    assert training.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shot", "4"], "unknown flag --shot (did you mean --shots?)"),
+        (["--learning-rates=1"], "did you mean --learning_rate?"),
+        (["--num_tokens", "ten"], "invalid int value: 'ten'"),
+        (["--method", "lore"], "invalid choice: 'lore'"),
+        (["--num_tokens", "0"], "--num_tokens is 0"),
+        (["--shots", "0"], "--shots is 0"),
+        (["--text_prompts", "hidden"], "invalid choice"),
+        (["--eval_strategy", "sometimes"], "sometimes"),
+    ],
+)
+def test_wrong_flags_are_named(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=".*") as error:
+        parse_arguments(flags)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"num_token": 3}, "unknown key num_token (did you mean num_tokens?)"),
+        ({"num_tokens": "many"}, "invalid int value: 'many'"),
+        (["method"], "a recipe is a mapping"),
+        ({"recipe": "other.yaml"}, "unknown key recipe"),
+    ],
+)
+def test_wrong_recipes_are_named_with_their_file(tmp_path: Path, content: object, message: str) -> None:
+    recipe = write(tmp_path / "mine.yaml", content)
+    with pytest.raises(ArgumentError) as error:
+        parse_arguments([recipe])
+    assert recipe in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_recipe_that_is_no_yaml_or_is_missing(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("method: [sdpt")
+    with pytest.raises(ArgumentError, match=r"broken\.yaml: not readable as YAML"):
+        parse_arguments([str(broken)])
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml"):
+        parse_arguments([str(tmp_path / "absent.yaml")])
+
+
+def test_saving_follows_evaluation_unless_told_otherwise() -> None:
+    training = parse_arguments(["--eval_steps", "7"]).training
+    assert (training.save_steps, training.load_best_model_at_end) == (7, True)
+    training = parse_arguments(["--eval_strategy", "epoch"]).training
+    assert training.save_strategy == "epoch"
+    training = parse_arguments(["--eval_strategy", "no"]).training
+    assert (training.save_strategy, training.load_best_model_at_end) == ("steps", False)
+
+
+def test_epochs_replace_the_default_number_of_steps() -> None:
+    training = parse_arguments(["--num_train_epochs", "3"]).training
+    assert (training.max_steps, training.num_train_epochs) == (-1, 3.0)
+
+
+def test_the_resolved_values_are_a_recipe_of_the_same_run(tmp_path: Path) -> None:
+    first = parse_arguments(["--method", "full", "--bf16", "--shots", "3", "--max_steps", "20"])
+    second = parse_arguments([write(tmp_path / "config.yaml", first.values)])
+    assert second.run == first.run
+    # Logging folders carry the time at which the arguments were made.
+    assert second.training.to_dict() == first.training.to_dict()
+
+
+def test_help_names_every_flag_and_our_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert all(f"--{name}" in text for name in flag_names())
+    assert f"(default: {SHARED['lr_scheduler_type']})" in text
