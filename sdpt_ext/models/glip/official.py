@@ -191,8 +191,8 @@ def _refuse_without_fusion(weights: Mapping[str, Any]) -> None:
     head = [key for key in weights if key.startswith("rpn.head.dyhead_tower.")]
     if head and not any(".b_attn." in key for key in head):
         raise ValueError(
-            "this checkpoint has no fusion layers (it looks like GLIP-T (A)): image and text never meet before its last "
-            "layer, so there is nothing for the fused model or its prompts to load. Use GLIP-T (B), GLIP-T (C), GLIP-T "
+            "this checkpoint has no fusion layers (it looks like GLIP-T (A)): image and text never meet before its "
+            "last layer, so the fused model and its prompts have nothing to load. Use GLIP-T (B), GLIP-T (C), GLIP-T "
             "or GLIP-L"
         )
 
@@ -227,7 +227,7 @@ def _hints(unexpected: Sequence[str], shared: int) -> Iterator[str]:
     if not shared:
         yield "no key is one of GLIP's: is this a checkpoint of another architecture?"
     if any(key.endswith(("cpt_input", "cpt_maskpad")) for key in unexpected):
-        yield "it holds prompts of the released SDPT code (cpt_input, cpt_maskpad): remove them to load the detector alone"
+        yield "it holds prompts of the released SDPT code (cpt_input, cpt_maskpad): remove them to load the detector"
 
 
 def _check_constants(weights: Mapping[str, Any], constants: Mapping[str, Tensor]) -> None:
