@@ -39,7 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=0.05)
     parser.add_argument("--ema_decay", type=float, default=0.998)
-    parser.add_argument("--short_sides", type=int, nargs="+", help="image sizes to draw from (default: the processor's)")
+    parser.add_argument(
+        "--short_sides", type=int, nargs="+", help="image sizes to draw from (default: the processor's)"
+    )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
     parser.add_argument("--threads", type=int, help="threads of the model (default: all)")

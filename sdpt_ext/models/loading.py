@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from sdpt_ext.assets import ASSETS
 
@@ -13,9 +15,7 @@ from .glip import GlipConfig, GlipForObjectDetection, GlipProcessor
 _OFFICIAL = {"glip-tiny": GlipConfig.tiny, "glip-large": GlipConfig.large}
 
 
-def load_model(
-    name: str | Path, checkpoint: str | Path | None = None
-) -> tuple[GlipForObjectDetection, GlipProcessor]:
+def load_model(name: str | Path, checkpoint: str | Path | None = None) -> tuple[GlipForObjectDetection, GlipProcessor]:
     """Load a detector in evaluation mode together with its processor.
 
     Args:
@@ -38,7 +38,8 @@ def load_model(
     if name == "nano":
         return _load_folder(str(ASSETS / "nano"))
     if "/" not in name and not Path(name).is_dir():
-        raise FileNotFoundError(f"no model {name!r}: choose nano, {', '.join(_OFFICIAL)}, a folder, or a hub repository")
+        choices = f"nano, {', '.join(_OFFICIAL)}, a folder, or a hub repository"
+        raise FileNotFoundError(f"no model {name!r}: choose {choices}")
     return _load_folder(name)
 
 
@@ -47,7 +48,11 @@ def _load_folder(source: str) -> tuple[GlipForObjectDetection, GlipProcessor]:
     model_type = values.get("model_type")
     if model_type != GlipConfig.model_type:
         raise ValueError(f"{source} holds a model of type {model_type!r}, not a GLIP ({GlipConfig.model_type!r})")
-    model, report = GlipForObjectDetection.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    try:
+        loaded: Any = GlipForObjectDetection.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights in {source} are damaged or do not fit its config.json: {error}") from error
+    model, report = loaded
     problems = {kind: keys for kind, keys in report.items() if keys and kind.endswith("keys")}
     if problems:
         listed = "\n".join(f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in problems.items())

@@ -62,8 +62,19 @@ class BiMultiHeadAttention(nn.Module):
         self.out_l_proj = nn.Linear(embed_dim, l_dim)
         self.reset_parameters()
 
+    @property
+    def projections(self) -> tuple[nn.Linear, ...]:
+        return (
+            self.v_proj,
+            self.l_proj,
+            self.values_v_proj,
+            self.values_l_proj,
+            self.out_v_proj,
+            self.out_l_proj,
+        )
+
     def reset_parameters(self) -> None:
-        for layer in self.children():
+        for layer in self.projections:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 

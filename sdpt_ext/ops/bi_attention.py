@@ -23,7 +23,7 @@ class _Chunk(NamedTuple):
     rows: Tensor
     span: slice | None
     hidden: Tensor | None
-    index: int
+    number: int
 
 
 class _Dropout(NamedTuple):
@@ -32,10 +32,10 @@ class _Dropout(NamedTuple):
     probability: float
     seed: int
 
-    def scale(self, like: Tensor, index: int, direction: int) -> Tensor | float:
+    def scale(self, like: Tensor, chunk: int, direction: int) -> Tensor | float:
         if self.probability == 0.0:
             return 1.0
-        generator = torch.Generator(like.device).manual_seed(self.seed + 2 * index + direction)
+        generator = torch.Generator(like.device).manual_seed(self.seed + 2 * chunk + direction)
         keep = torch.rand(like.shape, generator=generator, device=like.device) >= self.probability
         return keep.to(like.dtype) / (1.0 - self.probability)
 
@@ -144,11 +144,11 @@ class _BiAttention(torch.autograd.Function):
             scores = (chunk.rows @ flat_keys.mT).to(dtype).view(batch, chunk.rows.shape[1], heads, tokens)
             if chunk.span is not None:
                 weights = visible.softmax(scores)
-                weights = weights * dropout.scale(weights, chunk.index, 0)
+                weights = weights * dropout.scale(weights, chunk.number, 0)
                 y[:, chunk.span] = weights.flatten(2).to(x.dtype) @ flat_values
             if num_text:
                 logits = _image_scores(scores, num_text, chunk.hidden)
-                text.update(logits, chunk.rows, dropout.scale(logits, chunk.index, 1))
+                text.update(logits, chunk.rows, dropout.scale(logits, chunk.number, 1))
         u, mass, log_sum = text.result()
         ctx.save_for_backward(x, keys, bias, values, prompts, image_mask, u, mass, log_sum)
         ctx.num_text, ctx.dropout = num_text, dropout
@@ -197,7 +197,7 @@ class _Backward:
 
     def _image_direction(self, chunk: _Chunk, scores: Tensor, grad_scores: Tensor) -> None:
         weights = self.visible.softmax(scores)
-        keep = self.dropout.scale(weights, chunk.index, 0)
+        keep = self.dropout.scale(weights, chunk.number, 0)
         grad_y = self.grad_y[:, chunk.span]
         grad_values = (weights * keep).flatten(2).to(self.x.dtype).mT @ grad_y
         self.visible.add_to(self.grad_values, grad_values.unflatten(1, weights.shape[2:]), dim=2)
@@ -210,7 +210,7 @@ class _Backward:
         """Adds to ``grad_scores`` and returns the gradient of the chunk's rows as values."""
         logits = _image_scores(scores, self.num_text, chunk.hidden)
         weights = torch.exp(logits - self.log_sum[..., None])
-        keep = self.dropout.scale(logits, chunk.index, 1)
+        keep = self.dropout.scale(logits, chunk.number, 1)
         grad_weights = (self.flat_grad_u @ chunk.rows.mT).to(self.dtype).view_as(logits) + self.grad_mass[..., None]
         grad_logits = weights * (grad_weights * keep - self.delta[..., None])
         grad_scores[..., : self.num_text] += grad_logits.permute(0, 3, 1, 2)

@@ -29,7 +29,7 @@ def _describe_host(model: GlipForObjectDetection) -> dict[str, Any]:
     return {
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
-        "text_hidden_size": config.text_config.hidden_size,
+        "text_hidden_size": config.text_hidden_size,
         "fusion_dim": config.fusion_dim,
         "fusion_heads": config.fusion_heads,
         "num_head_layers": config.num_head_layers,
@@ -75,7 +75,9 @@ def _read_description(directory: Path) -> dict[str, Any]:
 def _check_host(model: GlipForObjectDetection, saved: dict[str, Any], path: Path) -> None:
     own = _describe_host(model)
     norms, saved_norms = own.pop("projection_norms"), saved.pop("projection_norms")
-    differences = [f"{key}: adapter {saved.get(key)!r}, model {own[key]!r}" for key in own if saved.get(key) != own[key]]
+    differences = [
+        f"{key}: adapter {saved.get(key)!r}, model {own[key]!r}" for key in own if saved.get(key) != own[key]
+    ]
     if not differences:
         differences = [
             f"weights of fusion layer {i}: norm {theirs} in the adapter's host, {mine} in this model"

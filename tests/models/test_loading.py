@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,21 @@ def test_bad_inputs_are_named(saved: Path, change: dict[str, object], message: s
         model(**{**batch(), **change})
 
 
+def test_damaged_and_misshaped_weights_are_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    weights["head.bias_lang"] = torch.zeros(3)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="do not fit"):
+        load_model(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(tmp_path)
+
+
 def test_missing_weights_are_listed(saved: Path, tmp_path: Path) -> None:
-    for file in saved.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("head.bias0")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -89,9 +102,9 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
 def test_names_and_checkpoints_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model 'glip-huge'"):
         load_model("glip-huge")
-    with pytest.raises(ValueError, match="--checkpoint FILE.pth"):
+    with pytest.raises(ValueError, match="--checkpoint FILE"):
         load_model("glip-tiny")
-    with pytest.raises(FileNotFoundError, match="absent.pth"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         load_model("glip-tiny", tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="--checkpoint goes with"):
         load_model("nano", tmp_path / "x.pth")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from sdpt_ext.nn import BiAttentionBlock
-from sdpt_ext.nn.dyconv import DyConv
 from sdpt_ext.models.glip.head import flatten_levels, split_levels
+from sdpt_ext.nn import BiAttentionBlock
 
 from ..golden import cases
 

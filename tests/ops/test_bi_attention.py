@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sdpt_ext.ops import bi_attention
-from sdpt_ext.ops import bi_attention as public_op
 
 BATCH, HEADS, TOKENS, WIDTH, POSITIONS, PROMPTS = 2, 3, 7, 8, 11, 4
 
@@ -98,7 +97,9 @@ def test_dropout_is_reproducible_and_unbiased() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     draws = [bi_attention(**given, dropout_p=0.3, seed=100 * seed, return_mass=True) for seed in range(2000)]
-    for mean, exact in zip((torch.stack(part).mean(0) for part in zip(*draws)), bi_attention(**given, return_mass=True)):
+    for mean, exact in zip(
+        (torch.stack(part).mean(0) for part in zip(*draws)), bi_attention(**given, return_mass=True)
+    ):
         torch.testing.assert_close(mean, exact, rtol=0.0, atol=0.15)
 
 

@@ -21,7 +21,9 @@ def nano(seed: int = 0) -> GlipForObjectDetection:
     return GlipForObjectDetection(GlipConfig.nano()).eval()
 
 
-@pytest.mark.parametrize("config", [SDPTConfig(num_tokens=3), SDPTConfig(2, layers=(1,), text_prompts="masked", gate="zero")])
+@pytest.mark.parametrize(
+    "config", [SDPTConfig(num_tokens=3), SDPTConfig(2, layers=(1,), text_prompts="masked", gate="zero")]
+)
 def test_round_trip(tmp_path: Path, config: SDPTConfig) -> None:
     model = sdpt_ext.tune(nano(), config)
     sdpt_ext.save_adapter(model, tmp_path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -79,7 +77,11 @@ def batch() -> dict[str, object]:
         "input_ids": torch.randint(5, 2000, (2, 6), generator=generator),
         "attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]]),
         "labels": [
-            {"boxes": torch.tensor([[10.0, 8.0, 50.0, 40.0]]), "class_labels": torch.ones(1), "positive_map": positive_map},
+            {
+                "boxes": torch.tensor([[10.0, 8.0, 50.0, 40.0]]),
+                "class_labels": torch.ones(1),
+                "positive_map": positive_map,
+            },
             {"boxes": torch.zeros(0, 4), "class_labels": torch.ones(0), "positive_map": torch.zeros(0, 6)},
         ],
     }

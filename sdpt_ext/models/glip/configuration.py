@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig, SwinConfig
 from transformers.configuration_utils import SubConfigSpec
 
 _SWIN_STAGES = ["stage2", "stage3", "stage4"]
+
+
+def _swin(**sizes: Any) -> SwinConfig:
+    return SwinConfig(**{**sizes, "out_features": _SWIN_STAGES})
 
 
 @strict
@@ -33,7 +37,7 @@ class GlipConfig(PreTrainedConfig):
     """
 
     model_type = "sdpt_glip"
-    sub_configs_defaults = {
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(config_class=SwinConfig, init_kwargs={"out_features": _SWIN_STAGES}),
         "text_config": SubConfigSpec(config_class=BertConfig),
     }
@@ -53,22 +57,26 @@ class GlipConfig(PreTrainedConfig):
     max_text_tokens: int = 256
     initializer_range: float = 0.01
 
+    @property
+    def text_hidden_size(self) -> int:
+        """Width d_l of the text tokens."""
+        return cast(BertConfig, self.text_config).hidden_size
+
     @classmethod
     def tiny(cls, **overrides: Any) -> GlipConfig:
         """GLIP-T: Swin-T, six head layers, 231.8 M parameters (FACTS.md 1)."""
-        backbone = SwinConfig(drop_path_rate=0.2, out_features=_SWIN_STAGES)
+        backbone = _swin(drop_path_rate=0.2)
         return cls(**{"backbone_config": backbone, "text_config": BertConfig(), **overrides})
 
     @classmethod
     def large(cls, **overrides: Any) -> GlipConfig:
         """GLIP-L: Swin-L with window 12, eight head layers, 430.4 M parameters (FACTS.md 1)."""
-        backbone = SwinConfig(
+        backbone = _swin(
             embed_dim=192,
             depths=(2, 2, 18, 2),
             num_heads=(6, 12, 24, 48),
             window_size=12,
             drop_path_rate=0.4,
-            out_features=_SWIN_STAGES,
         )
         values = {"backbone_config": backbone, "text_config": BertConfig(), "num_head_layers": 8}
         return cls(**{**values, **overrides})
@@ -76,13 +84,12 @@ class GlipConfig(PreTrainedConfig):
     @classmethod
     def nano(cls, **overrides: Any) -> GlipConfig:
         """A 4 M parameter GLIP for CPUs: the same classes, smaller numbers, head_dim = hidden_size."""
-        backbone = SwinConfig(
+        backbone = _swin(
             embed_dim=32,
             depths=(2, 2, 4, 2),
             num_heads=(2, 4, 8, 16),
             window_size=8,
             drop_path_rate=0.0,
-            out_features=_SWIN_STAGES,
         )
         text = BertConfig(
             vocab_size=2048,

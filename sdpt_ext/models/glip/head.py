@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class VLFuse(nn.Module):
         super().__init__()
         self.b_attn = BiAttentionBlock(
             config.hidden_size,
-            config.text_config.hidden_size,
+            config.text_hidden_size,
             config.fusion_dim,
             config.fusion_heads,
             init_values=1.0 / config.num_head_layers,
@@ -78,7 +78,7 @@ class VLDyHead(nn.Module):
 
     def __init__(self, config: GlipConfig) -> None:
         super().__init__()
-        width, text_width = config.hidden_size, config.text_config.hidden_size
+        width, text_width = config.hidden_size, config.text_hidden_size
         self.dyhead_tower = nn.ModuleList()
         for _ in range(config.num_head_layers):
             self.dyhead_tower.append(VLFuse(config))
@@ -100,7 +100,7 @@ class VLDyHead(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=std)
-                nn.init.zeros_(module.bias)
+                nn.init.constant_(cast(Tensor, module.bias), 0.0)
         nn.init.constant_(self.bias0, -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY))
 
     @property
@@ -110,9 +110,8 @@ class VLDyHead(nn.Module):
 
     def forward(self, features: list[Tensor], hidden: Tensor, attention_mask: Tensor) -> HeadOutput:
         """Five maps (B, C, h, w), text states (B, T, C_text) and their mask (B, T) -> predictions."""
-        sizes = [tuple(feature.shape[-2:]) for feature in features]
-        padding = (attention_mask == 0)[:, None, None]
-        additive_mask = torch.zeros_like(padding, dtype=hidden.dtype).masked_fill(padding, torch.finfo(hidden.dtype).min)
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        additive_mask = (attention_mask == 0)[:, None, None].to(hidden.dtype) * torch.finfo(hidden.dtype).min
         for layer in self.dyhead_tower:
             if isinstance(layer, VLFuse):
                 tokens, hidden = layer.b_attn(flatten_levels(features), hidden, attention_mask)

@@ -53,7 +53,7 @@ class GlipForObjectDetection(PreTrainedModel):
     config_class = GlipConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    config: GlipConfig
     _supports_sdpa = True
 
     def __init__(self, config: GlipConfig) -> None:
