@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -179,7 +180,9 @@ def _free_folder(run: RunArguments) -> str:
     parts = (Path(run.model).name, Path(run.data.replace(":", "-")).name, run.method)
     stem = Path("runs") / "-".join(parts)
     folder, number = stem, 1
-    while folder.exists():
+    # Processes of one distributed run must agree on a name that the first of them has perhaps just made.
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    while alone and folder.exists():
         number += 1
         folder = stem.with_name(f"{stem.name}-{number}")
     return str(folder)

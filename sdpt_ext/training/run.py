@@ -20,13 +20,13 @@ from sdpt_ext.models.loading import load_model
 from sdpt_ext.training.arguments import RunArguments
 from sdpt_ext.training.callbacks import EpochCallback, InterruptCallback, ThroughputCallback
 from sdpt_ext.training.curves import draw_curves
-from sdpt_ext.training.outputs import AUTO_RESUME, CURVES, RunFolder
+from sdpt_ext.training.outputs import AUTO_RESUME, CONFIG, CURVES, RunFolder
 from sdpt_ext.training.recipe import ResolvedArguments
 from sdpt_ext.training.report import final_table, peak_memory_mb
 from sdpt_ext.training.seeding import SeededItems
 from sdpt_ext.training.trainer import DetectionTrainer
 from sdpt_ext.training.weights import export_weights
-from sdpt_ext.tuners import apply_method, trainable_parameters
+from sdpt_ext.tuners import adapter_disabled, apply_method, trainable_parameters
 
 
 class Interrupted(SystemExit):
@@ -64,15 +64,17 @@ def run_training(arguments: ResolvedArguments) -> dict[str, Any]:
     started = time.perf_counter()
     options, training = arguments.run, arguments.training
     folder = RunFolder(str(training.output_dir))
-    checkpoint = folder.prepare(training.resume_from_checkpoint, options.overwrite)
+    with training.main_process_first(local=False):
+        checkpoint = folder.prepare(training.resume_from_checkpoint, options.overwrite)
     host = _load(options, training)
-    folder.write_config(arguments.values)
-    metrics = folder.read_metrics() if checkpoint else {}
-    if "zero_shot" not in metrics:
-        metrics = _zero_shot(host, training)
-        folder.write_metrics(metrics)
     set_seed(training.seed)
     apply_method(host.model, options.method, options.tuning_config())
+    metrics = folder.read_metrics() if checkpoint else {}
+    if "zero_shot" not in metrics:
+        metrics = _zero_shot(host, options, training)
+    if training.should_save:
+        folder.write_config(arguments.values)
+        folder.write_metrics(metrics)
     throughput = ThroughputCallback()
     history = _tune(host, options, training, throughput, checkpoint, folder)
     metrics["tuned"], predictions = _evaluate(host, host.test, training)
@@ -97,10 +99,13 @@ def _load(options: RunArguments, training: TrainingArguments) -> _Host:
     return _Host(model.to(training.device), processor, train, val, test)  # type: ignore[arg-type]
 
 
-def _zero_shot(host: _Host, training: TrainingArguments) -> dict[str, Any]:
-    zero_shot, _ = _evaluate(host, host.test, training)
-    print(f"zero-shot AP on the test split: {zero_shot['AP']:.3f}", flush=True)
-    val_ap = None if host.val is None else _evaluate(host, host.val, training)[0]["AP"]
+def _zero_shot(host: _Host, options: RunArguments, training: TrainingArguments) -> dict[str, Any]:
+    # The method is already in place, so that options which do not fit the model fail before any long evaluation.
+    with adapter_disabled(host.model):
+        zero_shot, _ = _evaluate(host, host.test, training)
+        if training.should_log:
+            print(f"zero-shot AP on the {options.test_split} split: {zero_shot['AP']:.3f}", flush=True)
+        val_ap = None if host.val is None else _evaluate(host, host.val, training)[0]["AP"]
     return {"zero_shot": zero_shot, "zero_shot_val_AP": val_ap}
 
 
@@ -115,7 +120,7 @@ def _evaluate(
             dataset,
             training.eval_batch_size,
             training.device,
-            progress=not training.disable_tqdm,
+            progress=training.should_log and not training.disable_tqdm,
             num_workers=training.dataloader_num_workers,
         )
 
@@ -150,7 +155,7 @@ def _tune(
         print(
             f"stopped by {signal.Signals(interrupt.received).name} at step {trainer.state.global_step} of "
             f"{trainer.state.max_steps}. Continue with:\n"
-            f"  python -m sdpt_ext.train {folder.path / 'config.yaml'} --resume_from_checkpoint {AUTO_RESUME}"
+            f"  python -m sdpt_ext.train {folder.path / CONFIG} --resume_from_checkpoint {AUTO_RESUME}"
         )
         raise Interrupted(interrupt.received)
     return trainer.state.log_history
