@@ -11,8 +11,8 @@ from sdpt_ext.data.shapes.outlines import OUTLINES, Polygon
 from sdpt_ext.data.shapes.vocabulary import COLOURS, ObjectName
 
 _SUPERSAMPLING = 2
-# Barely covered border pixels do not belong to the object that a person would mark.
-_MARKED = [255 if value >= 96 else 0 for value in range(256)]
+_MARKED = 96
+"""Less covered border pixels do not belong to the object that a person would mark."""
 _SHADOW = [value // 3 for value in range(256)]
 
 
@@ -72,11 +72,12 @@ def _mask(polygon: Polygon, hole: Polygon | None, size: tuple[int, int]) -> Imag
 def _painted_box(
     mask: Image.Image, corner: tuple[int, int], canvas_size: tuple[int, int]
 ) -> tuple[int, int, int, int] | None:
-    box = mask.point(_MARKED).getbbox()
-    if box is None:
+    marked = np.asarray(mask) >= _MARKED
+    rows, columns = marked.any(axis=1).nonzero()[0], marked.any(axis=0).nonzero()[0]
+    if not len(rows):
         return None
-    left, top = max(box[0] + corner[0], 0), max(box[1] + corner[1], 0)
-    right, bottom = min(box[2] + corner[0], canvas_size[0]), min(box[3] + corner[1], canvas_size[1])
+    left, top = max(columns[0] + corner[0], 0), max(rows[0] + corner[1], 0)
+    right, bottom = min(columns[-1] + 1 + corner[0], canvas_size[0]), min(rows[-1] + 1 + corner[1], canvas_size[1])
     return (int(left), int(top), int(right), int(bottom)) if right > left and bottom > top else None
 
 
