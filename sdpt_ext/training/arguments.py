@@ -50,6 +50,14 @@ class RunArguments:
         default=None, metadata={"help": "SDPT: a zero gate makes step 0 equal the zero-shot model exactly."}
     )
     host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})
+    cache_features: str = field(
+        default="auto",
+        metadata={
+            "help": "Keep the frozen backbone's output: auto (on a CPU, in memory, for pictures that come back), off, "
+            "or a folder that later runs share. Results do not change."
+        },
+    )
+    cache_limit_mb: int = field(default=1024, metadata={"help": "Size at which --cache_features stops storing."})
     overwrite: bool = field(
         default=False, metadata={"help": "Start again in an --output_dir that already holds a run; its files go."}
     )
