@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 # The oldest torch whose stable ABI the operators need; one binary then serves every newer torch.
 TORCH_TARGET = f"0x{toolchain.OLDEST_TORCH[0]:02x}{toolchain.OLDEST_TORCH[1]:02x}000000000000"
+# These compile nothing, and importing torch takes seconds.
+METADATA_COMMANDS = {"dist_info", "egg_info", "sdist"}
 CXX_FLAGS = ["-O3", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-g0"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA"]
 
 
 def build_arguments() -> dict[str, Any]:
     """Keyword arguments of `setuptools.setup` that a pure Python package would not have."""
+    if METADATA_COMMANDS.intersection(sys.argv):
+        return {}
     problem = toolchain.missing_tool()
     if problem is not None:
         print(f"sdpt_ext: installing WITHOUT compiled operators: {problem}. PyTorch paths will run.", file=sys.stderr)

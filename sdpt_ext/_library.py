@@ -10,13 +10,19 @@ from __future__ import annotations
 import functools
 import os
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 BACKENDS = ("auto", "ext", "torch")
+COMPILED_OPERATORS = ("deform_conv2d", "nms")
 _REBUILD = "reinstall with `pip install .` where torch and a C++ compiler are available"
+
+
+class MissingKernelError(ImportError, RuntimeError):
+    """The compiled operator was asked for and cannot run; the message names the fix."""
 
 
 class Library(NamedTuple):
@@ -28,35 +34,27 @@ class Library(NamedTuple):
 
 @functools.cache
 def library() -> Library:
-    """Load the compiled operators on the first call.
-
-    Raises:
-        FileNotFoundError: SDPT_EXT_LIBRARY names a file that does not exist.
-        OSError: SDPT_EXT_LIBRARY names a file that is not a library of these operators.
-    """
+    """The compiled operators, loaded on the first call."""
     chosen = os.environ.get("SDPT_EXT_LIBRARY")
-    if chosen:
-        return Library(_load_chosen(Path(chosen)), None)
-    built = sorted(Path(__file__).parent.glob("_C.*"))
+    if chosen is not None:
+        return _load(Path(chosen), f"correct or unset SDPT_EXT_LIBRARY={chosen}")
+    folder = Path(__file__).parent
+    built = [folder / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES if (folder / f"_C{suffix}").exists()]
     if not built:
-        return Library(None, f"no compiled library in {Path(__file__).parent}; to build it, {_REBUILD}")
-    try:
-        torch.ops.load_library(str(built[0]))
-    except OSError as error:
-        return Library(None, f"{built[0]} does not load ({error}); {_REBUILD}")
-    return Library(built[0], None)
+        return Library(None, f"no compiled library in {folder}; to build it, {_REBUILD}")
+    return _load(built[0], _REBUILD)
 
 
-def _load_chosen(path: Path) -> Path:
+def _load(path: Path, fix: str) -> Library:
     if not path.is_file():
-        raise FileNotFoundError(f"SDPT_EXT_LIBRARY={path}: no such file; correct the path or unset SDPT_EXT_LIBRARY")
+        return Library(None, f"{path} does not exist; {fix}")
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        raise OSError(f"SDPT_EXT_LIBRARY={path} does not load: {error}") from error
-    if not hasattr(torch.ops.sdpt_ext, "deform_conv2d"):
-        raise OSError(f"SDPT_EXT_LIBRARY={path} holds no sdpt_ext operators; build it from csrc/ or unset the variable")
-    return path
+        return Library(None, f"{path} does not load ({error.__cause__ or error}); {fix}")
+    if not hasattr(torch.ops.sdpt_ext, COMPILED_OPERATORS[0]):
+        return Library(None, f"{path} holds no sdpt_ext operators; {fix}")
+    return Library(path, None)
 
 
 def requested_backend(backend: str = "auto") -> str:
@@ -74,16 +72,22 @@ def missing_kernel(op_name: str, device_type: str) -> str | None:
     if loaded.path is None:
         return loaded.problem
     key = torch._C._dispatch_key_for_device(device_type)
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sdpt_ext::{op_name}", key):
-        return f"{loaded.path.name} has no {op_name} kernel for {device_type}; move the tensors to a CPU to use it"
+    known = hasattr(torch.ops.sdpt_ext, op_name)
+    if not known or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sdpt_ext::{op_name}", key):
+        return f"{loaded.path.name} holds no {op_name} kernel for {device_type}"
     return None
+
+
+def must_run_compiled(asked: str) -> bool:
+    """Whether falling back to PyTorch would go against the user's word."""
+    return asked == "ext" or (library().path is None and "SDPT_EXT_LIBRARY" in os.environ)
 
 
 def resolve_backend(op_name: str, backend: str, *tensors: torch.Tensor) -> str:
     """What runs operator `op_name` on these tensors: "ext" or "torch".
 
     Raises:
-        RuntimeError: the compiled operator was asked for and cannot run; the message names the fix.
+        MissingKernelError: the compiled operator was asked for and cannot run.
     """
     asked = requested_backend(backend)
     if asked == "torch":
@@ -93,8 +97,10 @@ def resolve_backend(op_name: str, backend: str, *tensors: torch.Tensor) -> str:
     problem = missing_kernel(op_name, tensors[0].device.type)
     if problem is None:
         return "ext"
-    if asked == "ext":
-        raise RuntimeError(f"sdpt_ext: the compiled {op_name} was asked for, but {problem}")
+    if must_run_compiled(asked):
+        raise MissingKernelError(
+            f"sdpt_ext: the compiled {op_name} was asked for, but {problem}; backend 'torch' runs anywhere"
+        )
     _warn_once(problem)
     return "torch"
 

@@ -132,11 +132,11 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
   check_grad_output(grad_output, input, shape);
   const bool needs_offset = needs_offset_or_mask, needs_mask = needs_offset_or_mask && mask;
   const BackwardTasks tasks(shape, torch::stable::get_num_threads());
-  const Tensor none = empty(input, {0});
+  const auto none = [&] { return empty(input, {0}); };
   const auto partial = [&](int64_t numel) { return zeros(input, {tasks.channel_slices, shape.batch, numel}); };
-  const Tensor grad_image = needs_input ? zeros(input, {shape.batch, shape.height, shape.width, shape.channels}) : none;
-  const Tensor grad_offset = needs_offset ? partial(shape.offset_numel) : none;
-  const Tensor grad_mask = needs_mask ? partial(shape.mask_numel) : none;
+  const Tensor grad_image = needs_input ? zeros(input, {shape.batch, shape.height, shape.width, shape.channels}) : none();
+  const Tensor grad_offset = needs_offset ? partial(shape.offset_numel) : none();
+  const Tensor grad_mask = needs_mask ? partial(shape.mask_numel) : none();
   if (!shape.empty()) {
     const Tensor grad = torch::stable::contiguous(grad_output), shifts = torch::stable::contiguous(offset);
     const Tensor image = channels_last(input), filters = channels_last(weight);
@@ -156,9 +156,9 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
           .run();
     });
   }
-  return {needs_input ? channels_first(grad_image) : none,
-          needs_offset ? sum_slices(grad_offset, offset) : none,
-          needs_mask ? sum_slices(grad_mask, *mask) : none};
+  return {needs_input ? channels_first(grad_image) : none(),
+          needs_offset ? sum_slices(grad_offset, offset) : none(),
+          needs_mask ? sum_slices(grad_mask, *mask) : none()};
 }
 
 }  // namespace sdpt_ext::cpu

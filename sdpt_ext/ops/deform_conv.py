@@ -50,7 +50,7 @@ def deform_conv2d(
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
-        RuntimeError: backend "ext" was asked for and cannot run here.
+        MissingKernelError: the compiled operator was asked for and cannot run; it is a RuntimeError.
     """
     steps, pads = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     _check(input, offset, mask, weight, bias, steps, pads)

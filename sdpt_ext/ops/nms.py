@@ -26,7 +26,7 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float, bac
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
-        RuntimeError: backend "ext" was asked for and cannot run here.
+        MissingKernelError: the compiled operator was asked for and cannot run; it is a RuntimeError.
     """
     _check(boxes, scores, labels, iou_threshold)
     compute_dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
