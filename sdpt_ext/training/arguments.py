@@ -1,13 +1,22 @@
-"""What a run is about: the model, the data and the tuning method. Everything else is `TrainingArguments`."""
+"""The flags of a training run: model, data and method are ours, everything else is transformers' own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import TrainingArguments
+
 from sdpt_ext.data.sources import DEFAULT_SOURCE
 from sdpt_ext.tuners import METHODS, SDPTConfig
 from sdpt_ext.tuners.sdpt import Init, TextPrompts
+
+
+@dataclass
+class TrainingFlags(TrainingArguments):
+    """`TrainingArguments` under a heading of their own in the help."""
+
+    _argument_group_name = "training (transformers' TrainingArguments)"
 
 
 @dataclass
@@ -63,10 +72,10 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1:
-            raise ValueError(f"--num_tokens is {self.num_tokens}; it must be at least 1")
-        if self.shots is not None and self.shots < 1:
-            raise ValueError(f"--shots is {self.shots}; it must be at least 1 (leave it out to use every image)")
+        for name in ("num_tokens", "shots", "max_val_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
 
     def tuning_config(self) -> SDPTConfig:
         """The options of `sdpt_ext.tuners.apply_method`."""

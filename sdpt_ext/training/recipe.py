@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from sdpt_ext.training import defaults
-from sdpt_ext.training.arguments import RunArguments
+from sdpt_ext.training.arguments import RunArguments, TrainingFlags
 
 _USAGE = "python -m sdpt_ext.train [RECIPE.yaml|RECIPE.json] [--flag value ...]"
 _DESCRIPTION = (
@@ -38,7 +38,7 @@ class ResolvedArguments:
     """The arguments of one run and the flat mapping (`values`) that reproduces them as a recipe."""
 
     run: RunArguments
-    training: TrainingArguments
+    training: TrainingFlags
     values: dict[str, Any]
 
 
@@ -51,17 +51,18 @@ class _FlagParser(HfArgumentParser):
 
 def flag_names() -> list[str]:
     """Every name that a recipe may hold."""
-    return [f.name for cls in (RunArguments, TrainingArguments) for f in fields(cls) if f.init]
+    return [f.name for cls in (RunArguments, TrainingFlags) for f in fields(cls) if f.init]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `sdpt_ext.train`, showing the defaults of this package in its help."""
-    groups: list[Any] = [RunArguments, TrainingArguments]
+    groups: list[Any] = [RunArguments, TrainingFlags]
     parser = _FlagParser(groups, usage=_USAGE, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?", default=None, metavar="RECIPE", help="YAML or JSON mapping of flags.")
     by_method = ", ".join(f"{name} {row['learning_rate']:g}" for name, row in defaults.BY_METHOD.items())
     by_data = ", ".join(f"{kind} {defaults.defaults_for('', kind)['max_steps']}" for kind in defaults.BY_DATA)
-    parser.set_defaults(**{**defaults.SHARED, "learning_rate": by_method, "max_steps": by_data})
+    shown = {"learning_rate": by_method, "max_steps": by_data, "output_dir": "runs/MODEL-DATA-METHOD"}
+    parser.set_defaults(**{**defaults.SHARED, **shown})
     return parser
 
 
@@ -92,7 +93,7 @@ def resolve(given: dict[str, Any]) -> ResolvedArguments:
     values |= _consequences(values, given)
     values.setdefault("output_dir", _free_folder(run))
     try:
-        training = TrainingArguments(**_only(values, TrainingArguments))
+        training = TrainingFlags(**_only(values, TrainingFlags))
     except (TypeError, ValueError) as error:
         raise ArgumentError(str(error)) from error
     return ResolvedArguments(run, training, values)
@@ -102,6 +103,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The mapping held by a recipe file (JSON is read as the YAML it is)."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"recipe {path} does not exist; give the path of a YAML or JSON file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{path}: not readable as YAML or JSON: {error}") from error
     if not isinstance(recipe, dict):
