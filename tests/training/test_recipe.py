@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,8 @@ def test_lists_and_mappings_pass_through_a_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_flags_are_named(flags: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=".*") as error:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse_arguments(flags)
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
