@@ -23,7 +23,7 @@ struct Blocks {
   int64_t positions, count;
 
   Blocks(const DeformShape& shape, int64_t channels, int64_t element_size) : positions(shape.positions()) {
-    constexpr int64_t kColumnBytes = int64_t{4} << 20;
+    constexpr int64_t kColumnBytes = int64_t{2} << 20;
     constexpr int64_t kShortest = 32;
     const int64_t position_bytes = shape.taps() * std::max<int64_t>(channels, 1) * element_size;
     const int64_t longest = std::max(kColumnBytes / position_bytes, kShortest);
