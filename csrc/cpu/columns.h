@@ -38,20 +38,18 @@ class NeighbourRows {
 
 // columns: (positions of the block, taps, channels of the slice), modulated.
 template <typename T>
-void fill_columns(
-    T* columns, int64_t taps, const SampleGrid<T>& grid, const NeighbourRows<T>& neighbours, Range block) {
+void fill_columns(T* columns, const SampleGrid<T>& grid, const NeighbourRows<T>& neighbours, Range block) {
   const VectorKernels<T>& kernels = vector_kernels<T>();
-  for (int64_t position = block.begin; position < block.end; ++position) {
-    for (int64_t tap = 0; tap < taps; ++tap, columns += neighbours.channels()) {
-      Sample<T> sample = grid.at(position, tap);
-      for (T& weight : sample.weight) {
-        weight *= sample.modulation;
-      }
-      const T* rows[4];
-      neighbours.locate(sample, rows);
-      kernels.interpolate(columns, rows, sample.weight, neighbours.channels());
+  grid.for_each(block, [&](int64_t, int64_t, const Sample<T>& sample) {
+    T weight[4];
+    for (int corner = 0; corner < 4; ++corner) {
+      weight[corner] = sample.modulation * sample.weight[corner];
     }
-  }
+    const T* rows[4];
+    neighbours.locate(sample, rows);
+    kernels.interpolate(columns, rows, weight, neighbours.channels());
+    columns += neighbours.channels();
+  });
 }
 
 }  // namespace sdpt_ext::cpu

@@ -65,19 +65,17 @@ struct BackwardData {
     const int64_t image_start = sample * shape.height * shape.width * shape.channels;
     const NeighbourRows<T> neighbours(image + image_start, shape.channels, slice);
     const int64_t row = slice_index * shape.batch + sample, plane = shape.positions();
-    for (int64_t position = block.begin; position < block.end; ++position) {
-      for (int64_t tap = 0; tap < shape.taps(); ++tap, grad_column += slice.size()) {
-        const Sample<T> at = grid.at(position, tap);
-        if (grad_image) {
-          add_to_neighbours(at, grad_column, grad_image + image_start + slice.begin, slice.size());
-        }
-        if (grad_offset) {
-          T* sample_offset = grad_offset + row * shape.offset_numel + 2 * tap * plane + position;
-          T* sample_mask = grad_mask ? grad_mask + row * shape.mask_numel + tap * plane + position : nullptr;
-          set_field_gradients(at, grad_column, neighbours, sample_offset, sample_offset + plane, sample_mask);
-        }
+    grid.for_each(block, [&](int64_t position, int64_t tap, const Sample<T>& at) {
+      if (grad_image) {
+        add_to_neighbours(at, grad_column, grad_image + image_start + slice.begin, slice.size());
       }
-    }
+      if (grad_offset) {
+        T* sample_offset = grad_offset + row * shape.offset_numel + 2 * tap * plane + position;
+        T* sample_mask = grad_mask ? grad_mask + row * shape.mask_numel + tap * plane + position : nullptr;
+        set_field_gradients(at, grad_column, neighbours, sample_offset, sample_offset + plane, sample_mask);
+      }
+      grad_column += slice.size();
+    });
   }
 
   void add_to_neighbours(const Sample<T>& at, const T* grad_column, T* grad_pixels, int64_t slice_channels) const {

@@ -50,7 +50,7 @@ struct BackwardWeight {
   void add_block(int64_t sample, Range slice, Range block, T* columns, T* sums) const {
     const SampleGrid<T> grid(shape, offset, mask, sample);
     const T* sample_image = image + sample * shape.height * shape.width * shape.channels;
-    fill_columns(columns, shape.taps(), grid, NeighbourRows<T>(sample_image, shape.channels, slice), block);
+    fill_columns(columns, grid, NeighbourRows<T>(sample_image, shape.channels, slice), block);
     const int64_t plane = shape.positions(), depth = shape.taps() * slice.size();
     const T* grad = grad_output + sample * shape.out_channels * plane + block.begin;
     matmul<T>(row_major(sums, shape.out_channels, depth),

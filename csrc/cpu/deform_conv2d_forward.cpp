@@ -34,7 +34,7 @@ struct Forward {
     const SampleGrid<T> grid(shape, offset, mask, sample);
     const T* sample_image = image + sample * shape.height * shape.width * shape.channels;
     const NeighbourRows<T> neighbours(sample_image, shape.channels, {0, shape.channels});
-    fill_columns(columns, shape.taps(), grid, neighbours, block);
+    fill_columns(columns, grid, neighbours, block);
 
     const int64_t plane = shape.positions(), depth = shape.taps() * shape.channels;
     T* out = output + sample * shape.out_channels * plane + block.begin;
