@@ -52,5 +52,6 @@ def _compiler_problem() -> str | None:
         command = [*compiler, "-std=c++17", include, "-c", str(source), "-o", str(source.with_suffix(".o"))]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        return f"{compiler[0]} cannot compile a file that includes Python.h: {answer.stderr.strip().splitlines()[0]}"
+        message = answer.stderr.strip() or f"exit status {answer.returncode}"
+        return f"{compiler[0]} cannot compile a file that includes Python.h: {message.splitlines()[0]}"
     return None

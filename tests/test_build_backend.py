@@ -1,0 +1,52 @@
+"""What the installer does about torch and compilers that are there, hidden or missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+BACKEND = Path(__file__).parent.parent / "_build_backend"
+BUILD_ARGUMENTS = f"import sys; sys.path.insert(0, {str(BACKEND)!r}); import extensions; extensions.build_arguments()"
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+
+def test_hidden_torch_of_the_outer_environment_is_found() -> None:
+    # -S hides site-packages from this process, as an isolated build does.
+    code = f"import sys; sys.path.insert(0, {str(BACKEND)!r}); import outer_torch; outer_torch.make_importable()"
+    code += "; import importlib.util; print(importlib.util.find_spec('torch').origin)"
+    found = run(sys.executable, "-S", "-c", code, PYTHONPATH="").stdout.strip()
+    outer = run(sys.executable, "-c", "import torch; print(torch.__file__)").stdout.strip()
+    assert found == outer
+
+
+def test_without_torch_the_package_is_pure_python_and_one_line_says_so(tmp_path: Path) -> None:
+    venv.create(tmp_path, with_pip=False, symlinks=True)
+    python = tmp_path / "bin" / "python"
+    result = run(str(python), "-c", BUILD_ARGUMENTS + "; print(extensions.build_arguments())", PYTHONPATH="")
+    assert result.stdout.strip() == "{}"
+    lines = set(result.stderr.strip().splitlines())
+    assert len(lines) == 1
+    assert "WITHOUT compiled operators: torch is not installed" in lines.pop()
+
+
+def test_without_compiler_the_package_is_pure_python_and_one_line_says_so() -> None:
+    result = run(sys.executable, "-c", BUILD_ARGUMENTS, CXX="no-such-compiler")
+    assert "WITHOUT compiled operators: no C++ compiler: no-such-compiler" in result.stderr
+
+
+def test_compiler_that_cannot_compile_is_named_with_its_message() -> None:
+    result = run(sys.executable, "-c", BUILD_ARGUMENTS, CXX="false")
+    assert "WITHOUT compiled operators: false cannot compile" in result.stderr
+
+
+def test_modules_to_build() -> None:
+    code = BUILD_ARGUMENTS.replace("extensions.build_arguments()", "arguments = extensions.build_arguments()")
+    code += "; print(*(module.name for module in arguments['ext_modules']))"
+    assert run(sys.executable, "-c", code, CXX="true").stdout.strip() == "sdpt_ext._C sdpt_ext._host"
