@@ -1,6 +1,15 @@
 """Layers built on the ops."""
 
-from .bi_attention import BiAttentionBlock, BiMultiHeadAttention, PromptRows
+from .bi_attention import BiAttentionBlock, BiMultiHeadAttention
 from .dyconv import DyConv, ModulatedDeformConv
+from .fusion_attention import FusionAttention, Projections, PromptRows
 
-__all__ = ["BiAttentionBlock", "BiMultiHeadAttention", "DyConv", "ModulatedDeformConv", "PromptRows"]
+__all__ = [
+    "BiAttentionBlock",
+    "BiMultiHeadAttention",
+    "DyConv",
+    "FusionAttention",
+    "ModulatedDeformConv",
+    "Projections",
+    "PromptRows",
+]

@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedConfig
 
 from sdpt_ext.data.atomic import replacing, write_json
-from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
-from .sdpt import SDPTConfig, fusion_blocks, prompt_state, tune
+from .freezing import thawed
+from .hosts import fusion_layers
+from .sdpt import Model, SDPTConfig, prompt_state, tune
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -23,21 +26,23 @@ _FORMAT = 1
 _NORM_TOLERANCE = 5e-3
 
 
-def _describe_host(model: GlipForObjectDetection) -> dict[str, Any]:
+def _describe_host(model: nn.Module) -> dict[str, Any]:
     """What an adapter depends on: the sizes of the fusion layers and the weights its prompts are mapped by."""
-    config = model.config
+    attentions = [layer.attention for layer in fusion_layers(model)]
+    query, key = attentions[0].projections.query, attentions[0].projections.key
+    weights = [attention.projections.query.weight for attention in attentions]
     return {
-        "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
-        "text_hidden_size": config.text_hidden_size,
-        "fusion_dim": config.fusion_dim,
-        "fusion_heads": config.fusion_heads,
-        "num_head_layers": config.num_head_layers,
-        "projection_norms": [float(f"{b.attn.v_proj.weight.float().norm():.6g}") for b in fusion_blocks(model)],
+        "model_type": cast(PreTrainedConfig, model.config).model_type,
+        "hidden_size": query.in_features,
+        "text_hidden_size": key.in_features,
+        "fusion_dim": query.out_features,
+        "fusion_heads": attentions[0].num_heads,
+        "num_fusion_layers": len(attentions),
+        "projection_norms": [float(f"{weight.float().norm():.6g}") for weight in weights],
     }
 
 
-def save_adapter(model: GlipForObjectDetection, directory: str | Path) -> None:
+def save_adapter(model: nn.Module, directory: str | Path) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (under 1 MB at K = 10).
 
     Raises:
@@ -72,7 +77,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _check_host(model: GlipForObjectDetection, saved: dict[str, Any], path: Path) -> None:
+def _check_host(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
     own = _describe_host(model)
     norms, saved_norms = own.pop("projection_norms"), saved.pop("projection_norms")
     differences = [
@@ -89,7 +94,7 @@ def _check_host(model: GlipForObjectDetection, saved: dict[str, Any], path: Path
         raise ValueError(f"{path} was trained on another host:\n  {listed}\nload the model that it was trained on")
 
 
-def load_adapter(model: GlipForObjectDetection, directory: str | Path) -> GlipForObjectDetection:
+def load_adapter(model: Model, directory: str | Path) -> Model:
     """Add the prompts that :func:`save_adapter` wrote to the host they were trained on, in place.
 
     Raises:
@@ -109,7 +114,7 @@ def load_adapter(model: GlipForObjectDetection, directory: str | Path) -> GlipFo
     return model
 
 
-def _load_prompts(model: GlipForObjectDetection, state: dict[str, Any], path: Path) -> None:
+def _load_prompts(model: nn.Module, state: dict[str, Any], path: Path) -> None:
     expected = prompt_state(model)
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
@@ -124,17 +129,18 @@ def _load_prompts(model: GlipForObjectDetection, state: dict[str, Any], path: Pa
 
 
 @contextmanager
-def adapter_disabled(model: GlipForObjectDetection) -> Iterator[GlipForObjectDetection]:
-    """Within the context the model is the untuned host, bit for bit."""
-    blocks = fusion_blocks(model)
-    prompts = [block.prompt for block in blocks]
-    for block in blocks:
-        block.prompt = None
+def adapter_disabled(model: Model) -> Iterator[Model]:
+    """Within the context the model is the untuned host, bit for bit, gradients of its parameters included."""
+    holders = [layer.holder for layer in fusion_layers(model)]
+    prompts = [holder.prompt for holder in holders]
+    for holder in holders:
+        holder.prompt = None
     try:
-        yield model
+        with thawed(model):
+            yield model
     finally:
-        for block, prompt in zip(blocks, prompts):
-            block.prompt = prompt
+        for holder, prompt in zip(holders, prompts):
+            holder.prompt = prompt
 
 
 __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "adapter_disabled", "load_adapter", "save_adapter"]

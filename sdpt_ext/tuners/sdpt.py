@@ -7,16 +7,17 @@ the image side and to the text side, where they join the tokens that attend to e
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-import torch
 from torch import Tensor, nn
 
-from sdpt_ext.models.glip.modeling import GlipForObjectDetection
-from sdpt_ext.nn.bi_attention import BiAttentionBlock, BiMultiHeadAttention, PromptRows
+from sdpt_ext.nn.fusion_attention import FusionAttention, PromptRows
 
 from .freezing import freeze
+from .hosts import fusion_layers
 from .inverse_projection import InverseProjection
+
+Model = TypeVar("Model", bound=nn.Module)
 
 TextPrompts = Literal["visible", "masked"]
 Init = Literal["uniform", "normal"]
@@ -67,33 +68,26 @@ class SDPTConfig:
 
 
 class PrototypeTokens(nn.Module):
-    """The prompts of one fusion layer: (K, embed_dim) tokens shared by both modalities."""
+    """The prompts of one fusion layer: (K, E) tokens shared by both modalities."""
 
-    def __init__(self, attention: BiMultiHeadAttention, config: SDPTConfig) -> None:
+    def __init__(self, attention: FusionAttention, config: SDPTConfig) -> None:
         super().__init__()
-        weight = attention.v_proj.weight
-        tokens = torch.empty(config.num_tokens, attention.embed_dim, dtype=weight.dtype, device=weight.device)
+        weight = attention.projections.query.weight
+        tokens = weight.new_empty(config.num_tokens, weight.shape[0])
         initialise = {"uniform": lambda t: t.uniform_(-1.0, 1.0), "normal": lambda t: t.normal_(std=0.02)}
         self.prototype_tokens = nn.Parameter(initialise[config.init](tokens))
         self.gate = nn.Parameter(weight.new_zeros(attention.num_heads)) if config.gate == "zero" else None
         self.text_visible = config.text_prompts == "visible"
         self.to_image, self.to_text = InverseProjection(), InverseProjection()
 
-    def forward(self, attention: BiMultiHeadAttention) -> PromptRows:
-        """Map the tokens to rows (K, v_dim) and (K, l_dim) of the layer's two input spaces."""
+    def forward(self, attention: FusionAttention) -> PromptRows:
+        """Map the tokens to rows (K, d_v) and (K, d_l) of the layer's two input spaces."""
         return PromptRows(
-            image=self.to_image(attention.v_proj, self.prototype_tokens),
-            text=self.to_text(attention.l_proj, self.prototype_tokens),
+            image=self.to_image(attention.projections.query, self.prototype_tokens),
+            text=self.to_text(attention.projections.key, self.prototype_tokens),
             text_visible=self.text_visible,
             gate=self.gate,
         )
-
-
-def fusion_blocks(model: nn.Module) -> list[BiAttentionBlock]:
-    """The fusion blocks of a supported host, first layer first."""
-    if not isinstance(model, GlipForObjectDetection):
-        raise TypeError(f"SDPT needs a fusion-based detector (GlipForObjectDetection), got {type(model).__name__}")
-    return model.head.fusion_blocks
 
 
 def _selected_layers(config: SDPTConfig, count: int) -> tuple[int, ...]:
@@ -104,7 +98,7 @@ def _selected_layers(config: SDPTConfig, count: int) -> tuple[int, ...]:
     return layers
 
 
-def tune(model: GlipForObjectDetection, config: SDPTConfig | None = None) -> GlipForObjectDetection:
+def tune(model: Model, config: SDPTConfig | None = None) -> Model:
     """Freeze a detector and add SDPT prompts to its fusion layers, in place.
 
     Prompts that an earlier call added are replaced.
@@ -114,21 +108,20 @@ def tune(model: GlipForObjectDetection, config: SDPTConfig | None = None) -> Gli
         ValueError: ``config.layers`` names layers that the model does not have.
     """
     config = SDPTConfig() if config is None else config
-    blocks = fusion_blocks(model)
-    layers = _selected_layers(config, len(blocks))
-    for block in blocks:
-        block.prompt = None
-    freeze(model, host_dropout=config.host_dropout)
+    layers = fusion_layers(model)
+    selected = _selected_layers(config, len(layers))
     for layer in layers:
-        blocks[layer].prompt = PrototypeTokens(blocks[layer].attn, config)
+        layer.holder.prompt = None
+    freeze(model, host_dropout=config.host_dropout)
+    for holder, attention in (layers[index] for index in selected):
+        holder.prompt = PrototypeTokens(attention, config)
     model.sdpt_config = config  # type: ignore[assignment]
-    model.train(model.training)
     return model
 
 
-def prompt_state(model: GlipForObjectDetection) -> dict[str, Tensor]:
+def prompt_state(model: nn.Module) -> dict[str, Tensor]:
     """The prompt tensors by their name in the model's state dict, in the order of the layers."""
     return {name: value for name, value in model.state_dict().items() if ".prompt." in name}
 
 
-__all__ = ["PrototypeTokens", "SDPTConfig", "fusion_blocks", "prompt_state", "tune"]
+__all__ = ["PrototypeTokens", "SDPTConfig", "prompt_state", "tune"]

@@ -60,7 +60,7 @@ def test_untuned_model_has_nothing_to_save(tmp_path: Path) -> None:
 def test_host_of_another_size_is_named(tmp_path: Path) -> None:
     sdpt_ext.save_adapter(sdpt_ext.tune(nano()), tmp_path)
     other = GlipForObjectDetection(GlipConfig.nano(num_head_layers=2))
-    with pytest.raises(ValueError, match="num_head_layers: adapter 3, model 2"):
+    with pytest.raises(ValueError, match="num_fusion_layers: adapter 3, model 2"):
         sdpt_ext.load_adapter(other, tmp_path)
 
 

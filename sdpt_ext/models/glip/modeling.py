@@ -43,12 +43,7 @@ class GlipOutput(ModelOutput):
 
 
 class GlipForObjectDetection(PreTrainedModel):
-    """Swin + FPN and BERT, fused layer by layer in a dynamic head.
-
-    Attributes:
-        host_dropout: when False, modules without trainable parameters stay in evaluation mode while the model
-            trains, so that a frozen host is a fixed function.
-    """
+    """Swin + FPN and BERT, fused layer by layer in a dynamic head."""
 
     config_class = GlipConfig
     base_model_prefix = ""
@@ -61,20 +56,10 @@ class GlipForObjectDetection(PreTrainedModel):
         self.backbone = GlipBackbone(config)
         self.text_encoder = GlipTextEncoder(config)
         self.head = VLDyHead(config)
-        self.host_dropout = True
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every module initialises itself when it is built."""
-
-    def train(self, mode: bool = True) -> GlipForObjectDetection:
-        """Switch to training mode; a frozen host without ``host_dropout`` stays in evaluation mode."""
-        super().train(mode)
-        if mode and not self.host_dropout:
-            for module in self.modules():
-                if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-                    module.training = False
-        return self
 
     def set_fusion_backend(self, backend: str) -> None:
         """Choose "auto", "ext", "torch" or "eager" for every fusion block."""
