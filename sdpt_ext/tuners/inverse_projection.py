@@ -5,6 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+# Bounds the loss of digits: up to here both ways to the inverse agree to 1e-12 of its norm.
+_LARGEST_CONDITION = 3e4
+
+
+def pseudo_inverse(weight: Tensor) -> Tensor:
+    """``pinv(W^T)`` of an (E, d) weight: (E, d) in float64.
+
+    By ``W = Q R`` it is ``Q R^-T`` wherever W has full column rank, several times faster than by singular values.
+    """
+    weight = weight.double()
+    q, r = torch.linalg.qr(weight)
+    if weight.shape[0] >= weight.shape[1]:
+        inverse = torch.linalg.solve_triangular(r, torch.eye(r.shape[0], dtype=r.dtype, device=r.device), upper=True)
+        # Frobenius norms bound the condition number from above; it is not a number where R is singular.
+        if r.norm() * inverse.norm() < _LARGEST_CONDITION:
+            return q @ inverse.mT
+    return torch.linalg.pinv(weight.mT)
+
 
 class InverseProjection:
     """Map tokens of a projection's output space back to its input space: ``(P - b) pinv(W^T)``.
@@ -20,13 +38,13 @@ class InverseProjection:
     def __call__(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         """(K, out_features) tokens -> (K, in_features); gradients flow to the tokens alone."""
         weight, bias = projection.weight.detach(), projection.bias.detach()
-        return (tokens - bias.to(tokens.dtype)) @ self._pseudo_inverse(weight).to(tokens.dtype)
+        return (tokens - bias.to(tokens.dtype)) @ self._cached(weight).to(tokens.dtype)
 
-    def _pseudo_inverse(self, weight: Tensor) -> Tensor:
+    def _cached(self, weight: Tensor) -> Tensor:
         key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape)
         if self._inverse is None or key != self._key:
-            self._key, self._inverse = key, torch.linalg.pinv(weight.double().mT).to(weight.dtype)
+            self._key, self._inverse = key, pseudo_inverse(weight).to(weight.dtype)
         return self._inverse
 
 
-__all__ = ["InverseProjection"]
+__all__ = ["InverseProjection", "pseudo_inverse"]
