@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
 from . import baselines
 from .adapter import adapter_disabled, load_adapter, save_adapter
 from .freezing import trainable_parameters
-from .sdpt import SDPTConfig, tune
+from .sdpt import Model, SDPTConfig, tune
 
-METHODS: dict[str, Callable[[GlipForObjectDetection, SDPTConfig], object]] = {
+METHODS: dict[str, Callable[[Any, SDPTConfig], object]] = {
     "sdpt": tune,
     "full": baselines.full,
     "linear_probe": baselines.linear_probe,
     "bitfit": baselines.bitfit,
     "none": baselines.none,
 }
+_FOR_EVERY_HOST = ("sdpt", "none")
 
 
-def apply_method(
-    model: GlipForObjectDetection, method: str, config: SDPTConfig | None = None
-) -> GlipForObjectDetection:
+def apply_method(model: Model, method: str, config: SDPTConfig | None = None) -> Model:
     """Prepare ``model`` for a tuning method in place; ``config`` holds SDPT's options and ``host_dropout``.
 
     Raises:
+        TypeError: the method does not know this kind of model.
         ValueError: an unknown method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+    if method not in _FOR_EVERY_HOST and not isinstance(model, GlipForObjectDetection):
+        raise TypeError(
+            f"method {method!r} knows the layers of GlipForObjectDetection alone, not those of {type(model).__name__}; "
+            f"choose one of {', '.join(_FOR_EVERY_HOST)}"
+        )
     METHODS[method](model, SDPTConfig() if config is None else config)
     return model
 

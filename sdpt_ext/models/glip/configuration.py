@@ -33,6 +33,7 @@ class GlipConfig(PreTrainedConfig):
         anchor_sizes: side of the square anchor of each pyramid level, in pixels.
         anchor_strides: stride of each pyramid level, in pixels.
         max_text_tokens: longest caption, special tokens included.
+        frozen_stages: parts of the Swin that stay frozen in full fine-tuning: the patch embedding, then its stages.
         initializer_range: standard deviation of the head's convolution weights.
     """
 
@@ -55,6 +56,7 @@ class GlipConfig(PreTrainedConfig):
     anchor_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512, 1024)
     anchor_strides: list[int] | tuple[int, ...] = (8, 16, 32, 64, 128)
     max_text_tokens: int = 256
+    frozen_stages: int = 0
     initializer_range: float = 0.01
 
     @property
@@ -78,7 +80,7 @@ class GlipConfig(PreTrainedConfig):
             window_size=12,
             drop_path_rate=0.4,
         )
-        values = {"backbone_config": backbone, "text_config": BertConfig(), "num_head_layers": 8}
+        values = {"backbone_config": backbone, "text_config": BertConfig(), "num_head_layers": 8, "frozen_stages": 2}
         return cls(**{**values, **overrides})
 
     @classmethod
