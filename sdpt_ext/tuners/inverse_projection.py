@@ -37,8 +37,10 @@ class InverseProjection:
 
     def __call__(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         """(K, out_features) tokens -> (K, in_features); gradients flow to the tokens alone."""
-        weight, bias = projection.weight.detach(), projection.bias.detach()
-        return (tokens - bias.to(tokens.dtype)) @ self._cached(weight).to(tokens.dtype)
+        # What is kept from an evaluation in inference mode could not serve training afterwards.
+        with torch.inference_mode(False):
+            inverse = self._cached(projection.weight.detach())
+        return (tokens - projection.bias.detach().to(tokens.dtype)) @ inverse.to(tokens.dtype)
 
     def _cached(self, weight: Tensor) -> Tensor:
         key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape)

@@ -41,6 +41,14 @@ def test_well_conditioned_weights_need_no_singular_values(monkeypatch: pytest.Mo
     assert pseudo_inverse(projection.weight.detach()).shape == (2048, 256)
 
 
+def test_inference_mode_leaves_nothing_that_training_cannot_use() -> None:
+    inverse, projection, tokens = InverseProjection(), nn.Linear(4, 9), torch.randn(3, 9, requires_grad=True)
+    with torch.inference_mode():
+        inverse(projection, tokens)
+    inverse(projection, tokens).sum().backward()
+    assert tokens.grad is not None and projection.weight.grad is None and projection.bias.grad is None
+
+
 def test_computed_once_for_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(inverse_projection, "pseudo_inverse", lambda w: calls.append(w) or pseudo_inverse(w))
