@@ -15,16 +15,20 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
+from transformers import BertConfig
 
 from sdpt_ext.data.atomic import replacing, write_json
-from sdpt_ext.data.pretrain import StreamOptions, pretrain_stream
+from sdpt_ext.data.pretrain import Photographs, PretrainStream, ShapeScenes, StreamOptions
+from sdpt_ext.data.shapes.scenes import SceneOptions
 from sdpt_ext.models import GlipConfig, GlipForObjectDetection, GlipProcessor
+from sdpt_ext.models.glip.assignment import assign_atss
+from sdpt_ext.models.glip.head import HeadOutput, flatten_levels
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=0.05)
+    parser.add_argument("--word_weight", type=float, default=3.0, help="weight of the losses that compare words")
     parser.add_argument("--ema_decay", type=float, default=0.998)
     parser.add_argument(
         "--short_sides", type=int, nargs="+", help="image sizes to draw from (default: the processor's)"
@@ -66,20 +71,66 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+class WordLosses(nn.Module):
+    """Two losses that teach a randomly initialised model to tell names apart; not part of the shipped model.
+
+    The detector's own loss judges every word alone, so at first it only learns that objects are objects. Here words
+    compete for an object: those of its caption (MDETR, section 2.2), and all words that there are.
+    """
+
+    def __init__(self, config: GlipConfig, separators: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("separators", torch.tensor(separators), persistent=False)
+        self.vocabulary = nn.Linear(config.hidden_size, cast(BertConfig, config.text_config).vocab_size)
+
+    def forward(self, output: HeadOutput, anchors: list[Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """-> the losses "alignment" and "vocabulary", means over the positive anchors of the batch."""
+        spoken = (batch["attention_mask"] != 0) & ~torch.isin(batch["input_ids"], self.separators)
+        features = flatten_levels(output.features)
+        in_caption, in_vocabulary = [], []
+        for i, label in enumerate(batch["labels"]):
+            matched = assign_atss(anchors, label["boxes"])
+            positive = (matched >= 0).nonzero().squeeze(1)
+            words = label["positive_map"][matched[positive]]
+            scores = output.logits[i, positive].float().masked_fill(~spoken[i], -1e4)
+            in_caption.append(word_cross_entropy(scores, words))
+            counts = words.new_zeros(len(words), self.vocabulary.out_features)
+            known = counts.index_add_(1, batch["input_ids"][i], words).clamp(max=1)
+            in_vocabulary.append(word_cross_entropy(self.vocabulary(features[i, positive]).float(), known))
+        total = max(1, sum(len(losses) for losses in in_caption))
+        return {
+            "alignment": torch.cat(in_caption).sum() / total,
+            "vocabulary": torch.cat(in_vocabulary).sum() / total,
+        }
+
+
+def word_cross_entropy(scores: Tensor, words: Tensor) -> Tensor:
+    """(M, T) scores and 0/1 words -> (M,) mean negative log-probability of each object's words."""
+    return -(scores.log_softmax(-1) * words).sum(-1) / words.sum(-1)
+
+
 class Pretraining:
     """Model, averaged model and optimiser of a run, with a state that survives interruption."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    parts = ("model", "average", "word_losses", "optimizer")
+
+    def __init__(self, options: argparse.Namespace, processor: GlipProcessor) -> None:
         self.options = options
         torch.manual_seed(options.seed)
         self.model = GlipForObjectDetection(GlipConfig.nano()).train()
         # Windows of 64 tokens are too small for the fused attention to pay on a CPU.
         self.model.backbone.body.set_attn_implementation("eager")
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, options.weight_decay), lr=options.learning_rate, betas=(0.9, 0.98)
-        )
+        separators = processor.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "."])
+        self.word_losses = WordLosses(self.model.config, separators)
+        self.model.head.register_forward_hook(self._keep_head_output)
+        groups = parameter_groups(self.model, options.weight_decay)
+        groups.append({"params": list(self.word_losses.parameters()), "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
         self.step, self.seconds = 0, 0.0
+
+    def _keep_head_output(self, module: nn.Module, inputs: Any, output: HeadOutput) -> None:
+        self.head_output = output
 
     @property
     def state_path(self) -> Path:
@@ -89,13 +140,12 @@ class Pretraining:
         if not self.state_path.exists():
             return
         state = torch.load(self.state_path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.parts:
+            getattr(self, name).load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer")}
+        parts = {name: getattr(self, name).state_dict() for name in self.parts}
         with replacing(self.state_path) as temporary:
             torch.save({**parts, "step": self.step, "seconds": self.seconds}, temporary)
 
@@ -106,14 +156,17 @@ class Pretraining:
             group["lr"] = options.learning_rate * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             output = self.model(**batch)
-        output.loss.backward()
+        anchors = self.model.anchors(output.level_sizes)
+        word_losses = self.word_losses(self.head_output, anchors, batch)
+        loss = output.loss + options.word_weight * torch.stack(list(word_losses.values())).sum()
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.model)
         self.step += 1
-        losses = {name: value.item() for name, value in output.loss_dict.items()}
-        return {**losses, "loss": output.loss.item(), "grad_norm": norm.item(), "lr": options.learning_rate * factor}
+        losses = {name: value.item() for name, value in {**output.loss_dict, **word_losses}.items()}
+        return {**losses, "loss": loss.item(), "grad_norm": norm.item(), "lr": options.learning_rate * factor}
 
     def export(self, processor: GlipProcessor) -> None:
         """Write the averaged model in half precision, as it is shipped."""
@@ -131,8 +184,13 @@ def batches(run: Pretraining, processor: GlipProcessor) -> Iterator[dict[str, An
     if options.short_sides:
         config = dataclasses.replace(processor.config, train_shortest_edges=tuple(options.short_sides))
         processor = GlipProcessor(processor.tokenizer, config)
-    stream_options = StreamOptions(batch_size=options.batch_size, photo_ratio=options.photo_ratio, seed=options.seed)
-    return pretrain_stream(processor, options.photos, stream_options, run.step).loader(options.workers)
+    photographs = Photographs(options.photos) if options.photos else None
+    # Large objects in small numbers: shapes and textures of a few pixels teach nothing.
+    scenes = ShapeScenes(photographs.names if photographs else (), SceneOptions(objects=(1, 8), sizes=(28.0, 150.0)))
+    stream_options = StreamOptions(
+        batch_size=options.batch_size, photo_ratio=options.photo_ratio, brightness=0.12, seed=options.seed
+    )
+    return PretrainStream(processor, scenes, photographs, stream_options, run.step).loader(options.workers)
 
 
 def main() -> None:
@@ -140,7 +198,8 @@ def main() -> None:
     options.work_dir.mkdir(parents=True, exist_ok=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    run, processor = Pretraining(options), GlipProcessor.nano()
+    processor = GlipProcessor.nano()
+    run = Pretraining(options, processor)
     run.resume()
     recent: deque[dict[str, float]] = deque(maxlen=50)
     start, before = time.monotonic(), run.seconds

@@ -73,6 +73,11 @@ def split_levels(tokens: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     return [part.mT.unflatten(2, size) for part, size in zip(parts, sizes)]
 
 
+def additive_text_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, T) mask, 1 on real tokens -> (B, 1, 1, T) to add to BERT's scores: the lowest number on padding."""
+    return (attention_mask == 0)[:, None, None].to(dtype) * torch.finfo(dtype).min
+
+
 class VLDyHead(nn.Module):
     """The fused dynamic head; parameter names below it are GLIP's below ``rpn.head``."""
 
@@ -111,7 +116,7 @@ class VLDyHead(nn.Module):
     def forward(self, features: list[Tensor], hidden: Tensor, attention_mask: Tensor) -> HeadOutput:
         """Five maps (B, C, h, w), text states (B, T, C_text) and their mask (B, T) -> predictions."""
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-        additive_mask = (attention_mask == 0)[:, None, None].to(hidden.dtype) * torch.finfo(hidden.dtype).min
+        additive_mask = additive_text_mask(attention_mask, hidden.dtype)
         for layer in self.dyhead_tower:
             if isinstance(layer, VLFuse):
                 tokens, hidden = layer.b_attn(flatten_levels(features), hidden, attention_mask)
