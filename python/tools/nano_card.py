@@ -36,7 +36,7 @@ SDPT without a GPU, for tests and for examples. It is no substitute for GLIP-T: 
 * {steps:,} steps of batch {batch_size}, {images:,} images, seed {seed}, {hours:.1f} h on {hardware}.
 * AdamW, peak learning rate {learning_rate}, weight decay {weight_decay}, {precision}, average of the weights with
   decay {ema_decay}; image sizes {short_sides}.
-* Reproduce: `python python/tools/pretrain_nano.py` with the options in `training.json`.
+* {notes}
 
 ## Zero-shot average precision
 | data | images | AP | AP50 |
@@ -56,6 +56,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, help="folder of photographs with labelled_categories")
     parser.add_argument("--downstream", type=Path, nargs="*", default=[], help="folders in COCO layout")
     parser.add_argument("--max_images", type=int, default=100, help="scenes per generated task")
+    parser.add_argument(
+        "--notes",
+        default="Reproduce: `python python/tools/pretrain_nano.py` with the options in `training.json`.",
+        help="one line on how the run went",
+    )
     return parser.parse_args()
 
 
@@ -92,6 +97,7 @@ def main() -> None:
         hardware=f"{run['threads'] or 'all'} core(s) of a {platform.machine()} CPU",
         precision="bfloat16 autocast" if run["bf16"] else "float32",
         rows="\n".join(rows),
+        notes=options.notes,
         **{key: run[key] for key in _COPIED},
     )
     write_text(options.model / "README.md", card)

@@ -9,7 +9,6 @@ to zero over the last ``--decay_steps`` steps, so a run may be stopped early by 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from collections import deque
@@ -78,7 +77,9 @@ class WordLosses(nn.Module):
     compete for an object: those of its caption (MDETR, section 2.2), and all words that there are.
     """
 
-    def __init__(self, config: GlipConfig, separators: list[int]) -> None:
+    separators: Tensor
+
+    def __init__(self, config: GlipConfig, separators: Any) -> None:
         super().__init__()
         self.register_buffer("separators", torch.tensor(separators), persistent=False)
         self.vocabulary = nn.Linear(config.hidden_size, cast(BertConfig, config.text_config).vocab_size)
@@ -171,7 +172,7 @@ class Pretraining:
     def export(self, processor: GlipProcessor) -> None:
         """Write the averaged model in half precision, as it is shipped."""
         folder = self.options.work_dir / "nano"
-        model = self.average.module
+        model = cast(GlipForObjectDetection, self.average.module)
         model.backbone.body.set_attn_implementation("sdpa")
         model.half().save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -181,14 +182,15 @@ class Pretraining:
 
 def batches(run: Pretraining, processor: GlipProcessor) -> Iterator[dict[str, Any]]:
     options = run.options
-    if options.short_sides:
-        config = dataclasses.replace(processor.config, train_shortest_edges=tuple(options.short_sides))
-        processor = GlipProcessor(processor.tokenizer, config)
     photographs = Photographs(options.photos) if options.photos else None
     # Large objects in small numbers: shapes and textures of a few pixels teach nothing.
     scenes = ShapeScenes(photographs.names if photographs else (), SceneOptions(objects=(1, 8), sizes=(28.0, 150.0)))
     stream_options = StreamOptions(
-        batch_size=options.batch_size, photo_ratio=options.photo_ratio, brightness=0.12, seed=options.seed
+        batch_size=options.batch_size,
+        photo_ratio=options.photo_ratio,
+        short_sides=tuple(options.short_sides) if options.short_sides else None,
+        brightness=0.12,
+        seed=options.seed,
     )
     return PretrainStream(processor, scenes, photographs, stream_options, run.step).loader(options.workers)
 

@@ -73,7 +73,7 @@ def _painted_box(
     mask: Image.Image, corner: tuple[int, int], canvas_size: tuple[int, int]
 ) -> tuple[int, int, int, int] | None:
     marked = np.asarray(mask) >= _MARKED
-    rows, columns = marked.any(axis=1).nonzero()[0], marked.any(axis=0).nonzero()[0]
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
     if not len(rows):
         return None
     left, top = max(columns[0] + corner[0], 0), max(rows[0] + corner[1], 0)
