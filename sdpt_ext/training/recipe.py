@@ -59,7 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     groups: list[Any] = [RunArguments, TrainingFlags]
     parser = _FlagParser(groups, usage=_USAGE, description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("recipe", nargs="?", default=None, metavar="RECIPE", help="YAML or JSON mapping of flags.")
-    by_method = ", ".join(f"{name} {row['learning_rate']:g}" for name, row in defaults.BY_METHOD.items())
+    by_method = ", ".join(
+        f"{name} {row['learning_rate']:g} (nano {defaults.FOR_NANO[name]['learning_rate']:g})"
+        for name, row in defaults.BY_METHOD.items()
+    )
     by_data = ", ".join(f"{kind} {defaults.defaults_for('', kind)['max_steps']}" for kind in defaults.BY_DATA)
     shown = {"learning_rate": by_method, "max_steps": by_data, "output_dir": "runs/MODEL-DATA-METHOD"}
     parser.set_defaults(**{**defaults.SHARED, **shown})
@@ -87,9 +90,9 @@ def parse_arguments(argv: Sequence[str]) -> ResolvedArguments:
 
 
 def resolve(given: dict[str, Any]) -> ResolvedArguments:
-    """Complete the given flags with the defaults for their method and data."""
+    """Complete the given flags with the defaults for their method, data and model."""
     run = RunArguments(**_only(given, RunArguments))
-    values = {**vars(run), **defaults.defaults_for(run.method, run.data), **given}
+    values = {**vars(run), **defaults.defaults_for(run.method, run.data, run.model), **given}
     values |= _consequences(values, given)
     values.setdefault("output_dir", _free_folder(run))
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sdpt_ext.training.defaults import BY_METHOD, SHARED, defaults_for
+from sdpt_ext.training.defaults import BY_METHOD, FOR_NANO, SHARED, defaults_for
 from sdpt_ext.training.recipe import ArgumentError, flag_names, parse_arguments
 
 
@@ -22,18 +22,24 @@ def test_without_flags_the_defaults_table_decides() -> None:
     arguments = parse_arguments([])
     assert (arguments.run.model, arguments.run.method, arguments.run.num_tokens) == ("nano", "sdpt", 10)
     assert arguments.run.data.startswith("shapes:")
-    for name, value in defaults_for("sdpt", arguments.run.data).items():
+    for name, value in defaults_for("sdpt", arguments.run.data, "nano").items():
         assert getattr(arguments.training, name) == value, name
 
 
 def test_defaults_name_real_flags() -> None:
-    rows = [SHARED, *BY_METHOD.values()]
+    rows = [SHARED, *BY_METHOD.values(), *FOR_NANO.values()]
     assert {name for row in rows for name in row} <= set(flag_names())
 
 
-def test_the_method_chooses_its_learning_rate() -> None:
-    full = parse_arguments(["--method", "full"]).training
-    assert full.learning_rate == BY_METHOD["full"]["learning_rate"] != BY_METHOD["sdpt"]["learning_rate"]
+def test_method_and_model_choose_the_learning_rate() -> None:
+    rates = [
+        parse_arguments(["--method", method, "--model", model]).training.learning_rate
+        for method in ("sdpt", "full")
+        for model in ("nano", "some/detector")
+    ]
+    tables = [table[method]["learning_rate"] for method in ("sdpt", "full") for table in (FOR_NANO, BY_METHOD)]
+    assert rates == tables
+    assert len(set(rates)) == len(rates)
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json"])
