@@ -11,7 +11,7 @@ from sdpt_ext.data.detection import DetectionImages
 from sdpt_ext.data.few_shot import few_shot
 from sdpt_ext.data.shapes import ShapesDataset
 
-DEFAULT_SOURCE = "shapes:novel_night"
+DEFAULT_SOURCE = "shapes:novel_pair"
 ODINW_VARIABLE = "SDPT_ODINW"
 """Environment variable with the folder that holds the ODinW data sets."""
 

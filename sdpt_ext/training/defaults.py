@@ -41,7 +41,7 @@ BY_METHOD: dict[str, dict[str, Any]] = {
 
 # Keyed by the part of --data before the colon; a plain folder counts as "coco".
 BY_DATA: dict[str, dict[str, Any]] = {
-    "shapes": {"max_steps": 200},
+    "shapes": {"max_steps": 150},
     "coco": {},
     "lvis": {},
     "odinw": {},

@@ -82,6 +82,11 @@ TASKS: dict[str, Task] = {
     "negative": Task(
         "coloured shapes on a film negative", {str(name): name for name in _COLOURED}, _looks(appearance.negative)
     ),
+    "novel_pair": Task(
+        "two shapes, large and few, under names that no one has heard, in the dark",
+        {"zorp": ObjectName("star"), "quib": ObjectName("ring")},
+        SceneOptions(objects=(1, 5), sizes=(32.0, 150.0), noise=0, appearance=appearance.night),
+    ),
     "novel": Task("known shapes under names that no one has heard", _RENAMED),
     "novel_night": Task("known shapes under new names, in the dark", _RENAMED, _looks(appearance.night, noise=0)),
     "novel_thermal": Task("known shapes under new names, in false colours", _RENAMED, _looks(appearance.thermal)),
