@@ -27,7 +27,7 @@ _TEMPLATE = """# nano: a small GLIP for CPUs
 SDPT without a GPU, for tests and for examples. It is no substitute for GLIP-T: it has seen few pictures.
 
 ## Training
-* Data: {scenes:.0%} generated scenes (16 shapes and more, in colours and textures, made on the fly) and {photos:.0%}
+* Data: {scenes:.0%} generated scenes (24 shapes in 12 colours and 8 textures, made on the fly) and {photos:.0%}
   photographs: 3,963 pictures with 32,832 boxes of 254 classes from 54 open sources, longer side at most 336 pixels.
   Only names that a picture's source labels throughout stand in its caption.
 * Licences of the photographs: CC BY 4.0 (3,224 of 4,271), CC BY 2.0 (418), MIT (328), public domain (290),

@@ -66,13 +66,13 @@ class GlipConfig(PreTrainedConfig):
 
     @classmethod
     def tiny(cls, **overrides: Any) -> GlipConfig:
-        """GLIP-T: Swin-T, six head layers, 231.8 M parameters (FACTS.md 1)."""
+        """GLIP-T: Swin-T, six head layers, 231.8 M parameters (released as glip_Swin_T_O365_GoldG)."""
         backbone = _swin(drop_path_rate=0.2)
         return cls(**{"backbone_config": backbone, "text_config": BertConfig(), **overrides})
 
     @classmethod
     def large(cls, **overrides: Any) -> GlipConfig:
-        """GLIP-L: Swin-L with window 12, eight head layers, 430.4 M parameters (FACTS.md 1)."""
+        """GLIP-L: Swin-L with window 12, eight head layers, 430.4 M parameters (released as glip_Swin_L)."""
         backbone = _swin(
             embed_dim=192,
             depths=(2, 2, 18, 2),
