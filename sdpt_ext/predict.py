@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output_dir", required=True, metavar="OUT", help="folder for the results; created if missing")
     parser.add_argument(
-        "--threshold", type=fraction, default=0.3, metavar="SCORE", help="lowest score shown (default: %(default)s)"
+        "--threshold", type=fraction, default=0.45, metavar="SCORE", help="lowest score shown (default: %(default)s)"
     )
     add_model_arguments(parser)
     return parser
