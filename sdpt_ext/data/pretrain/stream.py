@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from sdpt_ext.data.pretrain.examples import Example, ExampleSource, Photographs, ShapeScenes
+from sdpt_ext.data.pretrain.examples import Example, ExampleSource
 from sdpt_ext.data.transforms import clip_corners, coco_to_corners
 from sdpt_ext.models.glip.captions import build_caption
 from sdpt_ext.models.glip.processing import GlipProcessor
@@ -195,15 +195,3 @@ def _unpack(packed: dict[str, Any]) -> dict[str, Any]:
     pairs = zip(packed["boxes"].split(counts), packed["positive_map"].split(counts), strict=True)
     labels = [{"boxes": boxes, "positive_map": rows} for boxes, rows in pairs]
     return {key: packed[key] for key in ("pixel_values", "input_ids", "attention_mask")} | {"labels": labels}
-
-
-def pretrain_stream(
-    processor: GlipProcessor,
-    photo_root: str | None = None,
-    options: StreamOptions | None = None,
-    start_step: int = 0,
-) -> PretrainStream:
-    """The stream that the shipped model was trained on: all shapes, and the photographs under ``photo_root``."""
-    photographs = Photographs(photo_root) if photo_root else None
-    scenes = ShapeScenes(other_names=photographs.names if photographs else ())
-    return PretrainStream(processor, scenes, photographs, options, start_step)
