@@ -1,11 +1,16 @@
-// Schemas of every operator, stated once, and the CPU implementations.
-//
-// Another device adds its own file with STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, SDPT_EXT_DEVICE_KEY, m).
+// Schemas of every operator, stated once. Each device registers its implementations in a file of its own.
 #include <torch/csrc/stable/library.h>
 
-#include "ops.h"
-
 STABLE_TORCH_LIBRARY(sdpt_ext, m) {
+  // -> y, u, mass, image_lse, text_lse
+  m.def(
+      "bi_attention(Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor? prompts, Tensor? image_mask, "
+      "int num_text, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // -> gradients of x, keys, key_bias, values, prompts
+  m.def(
+      "bi_attention_backward(Tensor grad_y, Tensor grad_u, Tensor grad_mass, Tensor x, Tensor keys, Tensor key_bias, "
+      "Tensor values, Tensor? prompts, Tensor? image_mask, Tensor u, Tensor mass, Tensor image_lse, Tensor text_lse, "
+      "int num_text, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "deform_conv2d(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, "
       "int[] stride, int[] padding) -> Tensor");
@@ -16,11 +21,4 @@ STABLE_TORCH_LIBRARY(sdpt_ext, m) {
       "deform_conv2d_backward_weight(Tensor grad_output, Tensor input, Tensor offset, Tensor? mask, Tensor weight, "
       "int[] stride, int[] padding) -> Tensor");
   m.def("nms(Tensor boxes, Tensor scores, Tensor labels, float iou_threshold) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, CPU, m) {
-  m.impl("deform_conv2d", TORCH_BOX(&sdpt_ext::cpu::deform_conv2d));
-  m.impl("deform_conv2d_backward_data", TORCH_BOX(&sdpt_ext::cpu::deform_conv2d_backward_data));
-  m.impl("deform_conv2d_backward_weight", TORCH_BOX(&sdpt_ext::cpu::deform_conv2d_backward_weight));
-  m.impl("nms", TORCH_BOX(&sdpt_ext::cpu::nms));
 }
