@@ -31,7 +31,7 @@ def build_arguments() -> dict[str, Any]:
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
-    cuda_sources = _sources("cuda", "cu") if toolchain.builds_cuda() else []
+    cuda_sources = [*_sources("cuda", "cpp"), *_sources("cuda", "cu")] if toolchain.builds_cuda() else []
     return {
         "ext_modules": [_operators(cuda_sources), _host_module(bool(cuda_sources))],
         "cmdclass": {"build_ext": BuildExtension},

@@ -44,4 +44,10 @@ Tensor deform_conv2d_backward_weight(const Tensor& grad_output,
 Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double iou_threshold);
 
 }  // namespace cpu
+
+namespace cuda {
+
+Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double iou_threshold);
+
+}  // namespace cuda
 }  // namespace sdpt_ext

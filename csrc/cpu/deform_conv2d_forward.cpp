@@ -58,9 +58,7 @@ Tensor deform_conv2d(const Tensor& input,
                      const std::vector<int64_t>& stride,
                      const std::vector<int64_t>& padding) {
   const DeformShape shape = check_deform_shape(input, offset, mask, weight, stride, padding);
-  STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == shape.out_channels &&
-                            bias->scalar_type() == input.scalar_type()),
-                  "deform_conv2d: bias must have shape (", shape.out_channels, ") and the dtype of input");
+  check_bias(bias, input, shape);
   const Tensor output = empty(input, {shape.batch, shape.out_channels, shape.out_h(), shape.out_w()});
   if (shape.empty()) {
     return output;

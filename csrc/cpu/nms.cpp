@@ -5,6 +5,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../nms_check.h"
 #include "../ops.h"
 #include "dispatch.h"
 
@@ -84,13 +85,7 @@ std::vector<int64_t> kept_indices(
 }  // namespace
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, const Tensor& labels, double iou_threshold) {
-  using torch::headeronly::ScalarType;
-  const int64_t count = boxes.size(0);
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, "nms: boxes must have shape (N, 4)");
-  STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == count && scores.scalar_type() == boxes.scalar_type(),
-                  "nms: scores must have shape (", count, ") and the dtype of boxes");
-  STD_TORCH_CHECK(labels.dim() == 1 && labels.size(0) == count && labels.scalar_type() == ScalarType::Long,
-                  "nms: labels must have shape (", count, ") and dtype int64");
+  const int64_t count = check_nms(boxes, scores, labels);
   const Tensor flat_boxes = torch::stable::contiguous(boxes), flat_scores = torch::stable::contiguous(scores);
   const Tensor flat_labels = torch::stable::contiguous(labels);
   const std::vector<int64_t> kept = dispatch_floating(boxes, "nms", [&](auto zero) {

@@ -1,0 +1,12 @@
+// The CUDA implementations. SDPT_EXT_DEVICE_KEY=CPU registers them for CPU tensors, where a simulator runs them.
+#include <torch/csrc/stable/library.h>
+
+#include "../ops.h"
+
+#ifndef SDPT_EXT_DEVICE_KEY
+#define SDPT_EXT_DEVICE_KEY CUDA
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, SDPT_EXT_DEVICE_KEY, m) {
+  m.impl("nms", TORCH_BOX(&sdpt_ext::cuda::nms));
+}
