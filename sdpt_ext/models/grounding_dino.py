@@ -9,7 +9,7 @@ from transformers import GroundingDinoForObjectDetection, MMGroundingDinoForObje
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoBiMultiHeadAttention
 from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMGroundingDinoBiMultiHeadAttention
 
-from sdpt_ext.nn.fusion_attention import FusionAttention, Projections, PromptRows, concatenate_prompts
+from sdpt_ext.nn import FusionAttention, FusionInputs, Projections, PromptRows
 
 GroundingDino: TypeAlias = GroundingDinoForObjectDetection | MMGroundingDinoForObjectDetection
 _Attended: TypeAlias = tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -59,8 +59,8 @@ class _PromptedAttention(FusionAttention):
         delta_v, delta_l = self.attend(vision_features, text_features, text_mask, prompts, self.backend, image_mask)
         if self.backend != "eager":
             return (delta_v, None), (delta_l, None)
-        tokens = concatenate_prompts(vision_features, text_features, text_mask, prompts, image_mask)
-        to_text, to_image = self.attention_weights(*tokens)
+        inputs = FusionInputs(vision_features, text_features, text_mask, image_mask, prompts)
+        to_text, to_image = self.attention_weights(inputs.with_prompts_as_tokens())
         to_text, to_image = to_text[:, :, : delta_v.shape[1]], to_image[:, :, : delta_l.shape[1]]
         return (delta_v, to_text.flatten(0, 1)), (delta_l, to_image.flatten(0, 1))
 

@@ -2,13 +2,18 @@
 
 from .bi_attention import BiAttentionBlock, BiMultiHeadAttention
 from .dyconv import DyConv, ModulatedDeformConv
-from .fusion_attention import FusionAttention, Projections, PromptRows
+from .fusion_attention import FusionAttention
+from .fusion_inputs import AbsorbedText, FusionInputs, Projections, PromptRows
+from .memo import Memo
 
 __all__ = [
+    "AbsorbedText",
     "BiAttentionBlock",
     "BiMultiHeadAttention",
     "DyConv",
     "FusionAttention",
+    "FusionInputs",
+    "Memo",
     "ModulatedDeformConv",
     "Projections",
     "PromptRows",

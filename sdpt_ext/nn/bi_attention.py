@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .fusion_attention import FusionAttention, Projections
+from .fusion_attention import FusionAttention
+from .fusion_inputs import Projections
 
 
 class BiMultiHeadAttention(FusionAttention, nn.Module):

@@ -9,7 +9,7 @@ from transformers import GroundingDinoForObjectDetection, MMGroundingDinoForObje
 
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 from sdpt_ext.models.grounding_dino import fusion_attentions
-from sdpt_ext.nn.fusion_attention import FusionAttention
+from sdpt_ext.nn import FusionAttention
 
 _GROUNDING_DINO = (GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection)
 HOSTS = (GlipForObjectDetection, *_GROUNDING_DINO)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sdpt_ext.nn import Memo
+
 # Bounds the loss of digits: up to here both ways to the inverse agree to 1e-12 of its norm.
 _LARGEST_CONDITION = 3e4
 
@@ -32,21 +34,15 @@ class InverseProjection:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
-        self._inverse: Tensor | None = None
+        self._inverse: Memo[Tensor] = Memo()
 
     def __call__(self, projection: nn.Linear, tokens: Tensor) -> Tensor:
         """(K, out_features) tokens -> (K, in_features); gradients flow to the tokens alone."""
         # What is kept from an evaluation in inference mode could not serve training afterwards.
-        with torch.inference_mode(False):
-            inverse = self._cached(projection.weight.detach())
+        with torch.inference_mode(False), torch.autocast(tokens.device.type, enabled=False):
+            weight = projection.weight.detach()
+            inverse = self._inverse([weight], lambda: pseudo_inverse(weight).to(weight.dtype))
         return (tokens - projection.bias.detach().to(tokens.dtype)) @ inverse.to(tokens.dtype)
-
-    def _cached(self, weight: Tensor) -> Tensor:
-        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape)
-        if self._inverse is None or key != self._key:
-            self._key, self._inverse = key, pseudo_inverse(weight).to(weight.dtype)
-        return self._inverse
 
 
 __all__ = ["InverseProjection", "pseudo_inverse"]

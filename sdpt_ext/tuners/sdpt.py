@@ -7,11 +7,12 @@ the image side and to the text side, where they join the tokens that attend to e
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
-from sdpt_ext.nn.fusion_attention import FusionAttention, PromptRows
+from sdpt_ext.nn import FusionAttention, Memo, PromptRows
 
 from .freezing import freeze
 from .hosts import fusion_layers
@@ -79,15 +80,28 @@ class PrototypeTokens(nn.Module):
         self.gate = nn.Parameter(weight.new_zeros(attention.num_heads)) if config.gate == "zero" else None
         self.text_visible = config.text_prompts == "visible"
         self.to_image, self.to_text = InverseProjection(), InverseProjection()
+        self._constant_rows: Memo[PromptRows] = Memo()
 
     def forward(self, attention: FusionAttention) -> PromptRows:
-        """Map the tokens to rows (K, d_v) and (K, d_l) of the layer's two input spaces."""
-        return PromptRows(
+        """Map the tokens to rows (K, d_v) and (K, d_l) of the layer's two input spaces.
+
+        Where nothing needs a gradient the rows are constants: mapped and absorbed once, until a weight changes.
+        """
+        projections = (layer.parameters() for layer in attention.projections)
+        return self._constant_rows(chain(self.parameters(), *projections), lambda: self._map(attention))
+
+    def _map(self, attention: FusionAttention) -> PromptRows:
+        rows = PromptRows(
             image=self.to_image(attention.projections.query, self.prototype_tokens),
             text=self.to_text(attention.projections.key, self.prototype_tokens),
             text_visible=self.text_visible,
             gate=self.gate,
         )
+        return rows._replace(absorbed=attention.absorb_prompts(rows)) if self.text_visible else rows
+
+    def train(self, mode: bool = True) -> PrototypeTokens:
+        self._constant_rows.clear()
+        return super().train(mode)
 
 
 def _selected_layers(config: SDPTConfig, count: int) -> tuple[int, ...]:

@@ -40,9 +40,8 @@ def test_golden(count: int, dtype: torch.dtype, variant: str, backend: str) -> N
     meta, arrays = cases.load(f"b_sdpt_{name}")
     block = prompted_block(count, variant, backend, dtype)
     mask = cases.text_mask(meta["real_tokens"], meta["L"])
-    attention = block.attn.forward_eager if backend == "eager" else block.attn.forward_folded
     parts = {
-        "attn": (name, lambda v, l: attention(v, l, mask, block.prompt(block.attn))),
+        "attn": (name, lambda v, l: block.attn.attend(v, l, mask, block.prompt(block.attn), backend)),
         "block": (f"{name}blk", lambda v, l: block(v, l, mask)),
     }
     for part, (inputs, forward) in parts.items():
