@@ -20,14 +20,15 @@ _PREDICTORS = (
 
 def full(model: GlipForObjectDetection, config: SDPTConfig) -> None:
     """Fine-tune everything but the classification layer that no output depends on and ``GlipConfig.frozen_stages``."""
-    frozen = ("head.cls_logits.", *_swin_parts(model.config.frozen_stages))
-    freeze(model, lambda name: not name.startswith(frozen), host_dropout=True)
+    stages = _swin_parts(model.config.frozen_stages)
+    frozen = ("head.cls_logits.", *(f"{stage}." for stage in stages))
+    freeze(model, lambda name: not name.startswith(frozen), host_dropout=True, at_rest=stages)
 
 
 def _swin_parts(count: int) -> list[str]:
     """Names of the patch embedding and the stages behind it, ``count`` in all."""
     swin = "backbone.body.swin"
-    return [f"{swin}.embeddings.", *(f"{swin}.encoder.layers.{stage}." for stage in range(count - 1))][:count]
+    return [f"{swin}.embeddings", *(f"{swin}.encoder.layers.{stage}" for stage in range(count - 1))][:count]
 
 
 def linear_probe(model: GlipForObjectDetection, config: SDPTConfig) -> None:

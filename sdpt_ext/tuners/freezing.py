@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 
-def freeze(model: nn.Module, keep: Callable[[str], bool] = lambda name: False, host_dropout: bool = False) -> None:
+def freeze(
+    model: nn.Module,
+    keep: Callable[[str], bool] = lambda name: False,
+    host_dropout: bool = False,
+    at_rest: Sequence[str] = (),
+) -> None:
     """Freeze every parameter but those whose name ``keep`` accepts.
 
     Without ``host_dropout`` the frozen modules also stay in evaluation mode while the model trains: dropout,
-    drop-path and DropBlock would otherwise blur features that nothing can adapt to them. The choice is kept as
-    ``model.host_dropout``.
+    drop-path and DropBlock would otherwise blur features that nothing can adapt to them. With it, only the modules
+    named in ``at_rest`` do. Both choices are kept as attributes of the model.
     """
     if not hasattr(model, "host_dropout"):
         model.register_forward_pre_hook(_hold_frozen_modules)
         model.trained_before = {name for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[assignment]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(keep(name))
-    model.host_dropout = host_dropout  # type: ignore[assignment]
+    model.host_dropout, model.modules_at_rest = host_dropout, tuple(at_rest)  # type: ignore[assignment]
     model.train(model.training)
 
 
 def _hold_frozen_modules(model: nn.Module, inputs: Any) -> None:
     """Forward pre-hook: ``train()`` of the model, or of a wrapper around it, has switched every module before."""
-    if not model.training or model.host_dropout:
+    if not model.training:
+        return
+    if model.host_dropout:
+        for name in cast(tuple[str, ...], model.modules_at_rest):
+            model.get_submodule(name).eval()
         return
     for module in model.modules():
         # The model itself keeps reporting that it trains.

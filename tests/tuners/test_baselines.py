@@ -69,3 +69,18 @@ def test_unknown_methods_and_models_are_named() -> None:
         apply_method(nn.Linear(2, 2), "lora2")
     with pytest.raises(TypeError, match="'full' knows the layers of GlipForObjectDetection alone, not those of Linear"):
         apply_method(nn.Linear(2, 2), "full")
+
+
+@torch.no_grad()
+def test_frozen_stages_drop_no_path() -> None:
+    config = GlipConfig.nano(frozen_stages=2)
+    config.backbone_config.drop_path_rate = 0.9
+    model = apply_method(GlipForObjectDetection(config), "full").train()
+    swin, drops = model.backbone.body.swin, []
+    for layer in swin.encoder.layers:
+        layer.register_forward_hook(lambda *_, layer=layer: drops.append(any(m.training for m in layer.modules())))
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    model(torch.randn(1, 3, 64, 64), ids, ids)
+    assert drops == [False, True, True, True]
+    assert not any(module.training for module in swin.embeddings.modules())
+    assert swin.encoder.layers[0].blocks[1].drop_path.drop_prob > 0, "or there was nothing to drop"
