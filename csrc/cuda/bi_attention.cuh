@@ -1,0 +1,58 @@
+// What the kernels of bi_attention share. B: batch, N: image rows, K: prompts, H: heads, T: text tokens of which the
+// first L have outputs of their own, D: width.
+#pragma once
+
+#include "dropout.cuh"
+#include "epilogue.cuh"
+#include "softmax.cuh"
+#include "work.cuh"
+
+namespace sdpt_ext::cuda {
+
+struct Sizes {
+  int batch, image, prompts, heads, tokens, text, width;
+};
+
+__host__ __device__ constexpr int ceil_div(int a, int b) {
+  return (a + b - 1) / b;
+}
+
+// Whose scores against one chunk of tokens fit in registers: a tile of image rows that stays while text streams past.
+template <typename Element_, int kWidth_, int kTokens_, int kRows_>
+struct ImageTraits {
+  using Element = Element_;
+  static constexpr int kWidth = kWidth_;    // D, padded
+  static constexpr int kTokens = kTokens_;  // of a chunk
+  static constexpr int kRows = kRows_;      // image rows of a tile
+  static constexpr int kThreads = kRows * kWarpColumns;
+  static constexpr int kStep = sizeof(Element) == 2 ? 32 : 8;  // tokens of a wide slice
+
+  // Columns of a deep slice: as many as make it no larger than a wide one.
+  static constexpr int depth() {
+    int columns = sizeof(Element) == 2 ? 32 : 8;
+    while (columns < kWidth && 2 * columns * kTokens <= kStep * kWidth) {
+      columns *= 2;
+    }
+    return columns;
+  }
+  static constexpr int kDepth = depth();
+};
+
+// A tile of text rows (h, t) that stays while tiles of kColumns image rows stream past.
+template <typename Element_, int kWidth_, int kRows_, int kColumns_, int kStages_>
+struct TextTraits {
+  using Element = Element_;
+  static constexpr int kWidth = kWidth_;
+  static constexpr int kRows = kRows_;
+  static constexpr int kColumns = kColumns_;
+  static constexpr int kStages = kStages_;  // image tiles in shared memory: one in use, the others on their way
+  static constexpr int kThreads = kRows * kWarpColumns;
+};
+
+template <typename Memory>
+__device__ __forceinline__ Memory& shared_memory() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return *reinterpret_cast<Memory*>(bytes);
+}
+
+}  // namespace sdpt_ext::cuda

@@ -1,0 +1,114 @@
+// Forward of bi_attention: one launch per direction, and a second small one each where blocks shared a tile.
+#include "../ops.h"
+#include "bi_attention_image_forward.cuh"
+#include "bi_attention_launch.cuh"
+#include "bi_attention_text_forward.cuh"
+
+namespace sdpt_ext::cuda {
+namespace {
+
+struct Forward {
+  Sizes shape;
+  Dropout dropout;
+  Tensor x, keys, key_bias, values;
+  std::optional<Tensor> prompts, image_mask;
+  Tensor y, u, mass, image_lse, text_lse;
+};
+
+template <class Traits>
+void run_image(const Forward& f, const LaunchScope& scope) {
+  using Element = typename Traits::Element;
+  ImageForwardParams<Element> params{};
+  params.shape = f.shape;
+  params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.image, Traits::kRows), f.shape.heads, 1};
+  params.dropout = f.dropout;
+  params.x = data<Element>(f.x);
+  params.key_bias = data<float>(f.key_bias);
+  params.operands[0] = {data<Element>(f.keys), f.shape.tokens};
+  params.operands[1] = {data<Element>(f.values), f.shape.tokens};
+  params.y = mutable_data<Element>(f.y);
+  params.lse = mutable_data<float>(f.image_lse);
+  launch<ImageForward<Traits>, Traits>(scope, f.x, params, image_forward<Traits>, merge_image_forward<Traits>);
+}
+
+template <class Traits>
+void run_text(const Forward& f, const LaunchScope& scope) {
+  using Element = typename Traits::Element;
+  TextForwardParams<Element> params{};
+  params.shape = f.shape;
+  params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.heads * f.shape.text, Traits::kRows),
+                 ImageStream<Traits, false>::items(f.shape), 1};
+  params.dropout = f.dropout;
+  params.image.rows = data<Element>(f.x);
+  params.image.prompts = f.prompts ? data<Element>(*f.prompts) : nullptr;
+  params.image.visible = f.image_mask ? data<bool>(*f.image_mask) : nullptr;
+  params.keys = data<Element>(f.keys);
+  params.u = mutable_data<Element>(f.u);
+  params.mass = mutable_data<float>(f.mass);
+  params.lse = mutable_data<float>(f.text_lse);
+  launch<TextForward<Traits>, Traits>(scope, f.x, params, text_forward<Traits>, merge_text_forward<Traits>);
+}
+
+// The largest chunk that a head needs and that fits; without any that fits, the smallest.
+template <typename Element, int kWidth>
+void choose_image(const Forward& f, const LaunchScope& scope) {
+  constexpr int kRows = sizeof(Element) == 2 ? 64 : 32;
+  using Small = ImageTraits<Element, kWidth, 32, kRows>;
+  using Medium = ImageTraits<Element, kWidth, 96, kRows>;
+  using Large = ImageTraits<Element, kWidth, 288, kRows>;
+  if (f.shape.tokens > 96 && fits<ImageForward<Large>>()) {
+    run_image<Large>(f, scope);
+  } else if (f.shape.tokens > 32 && fits<ImageForward<Medium>>()) {
+    run_image<Medium>(f, scope);
+  } else {
+    run_image<Small>(f, scope);
+  }
+}
+
+template <typename Element, int kWidth>
+void choose_text(const Forward& f, const LaunchScope& scope) {
+  constexpr int kRows = sizeof(Element) == 2 ? 64 : 32, kColumns = kRows;
+  using Large = TextTraits<Element, kWidth, kRows, kColumns, 2>;
+  using Small = TextTraits<Element, kWidth, kRows, 32, 1>;
+  if (fits<TextForward<Large>>()) {
+    run_text<Large>(f, scope);
+  } else {
+    run_text<Small>(f, scope);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
+                                                                const Tensor& keys,
+                                                                const Tensor& key_bias,
+                                                                const Tensor& values,
+                                                                const std::optional<Tensor>& prompts,
+                                                                const std::optional<Tensor>& image_mask,
+                                                                int64_t num_text,
+                                                                double dropout_p,
+                                                                int64_t seed) {
+  const BiAttentionShape shape =
+      check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+  const LaunchScope scope(x);
+  Forward f{sizes_of(shape), Dropout::with(dropout_p, seed), aligned(x), aligned(keys), aligned(key_bias),
+            aligned(values), aligned(prompts),  aligned(image_mask)};
+  f.y = zeros(f.x, {shape.batch, shape.positions, shape.width});
+  f.u = empty(f.x, {shape.batch, shape.heads, shape.text, shape.width});
+  f.mass = empty_float(x, {shape.batch, shape.heads, shape.text});
+  f.image_lse = empty_float(x, {shape.batch, shape.heads, shape.positions});
+  f.text_lse = empty_float(x, {shape.batch, shape.heads, shape.text});
+  if (shape.tokens > 0) {
+    dispatch_element(x, [&](auto element) {
+      dispatch_width(f.shape.width, [&](auto width) {
+        choose_image<decltype(element), width()>(f, scope);
+        choose_text<decltype(element), width()>(f, scope);
+      });
+    });
+  } else {
+    torch::stable::fill_(f.image_lse, kInfinity);
+  }
+  return {f.y, f.u, f.mass, f.image_lse, f.text_lse};
+}
+
+}  // namespace sdpt_ext::cuda
