@@ -89,12 +89,16 @@ def resolve_backend(op_name: str, backend: str, *tensors: torch.Tensor) -> str:
     Raises:
         MissingKernelError: the compiled operator was asked for and cannot run.
     """
+    return _resolve_for_device(op_name, backend, tensors[0].device.type)
+
+
+def _resolve_for_device(op_name: str, backend: str, device_type: str) -> str:
     asked = requested_backend(backend)
     if asked == "torch":
         if backend == "auto":
             _warn_once("SDPT_EXT_BACKEND=torch asks for it; unset the variable to use the compiled operators")
         return "torch"
-    problem = missing_kernel(op_name, tensors[0].device.type)
+    problem = missing_kernel(op_name, device_type)
     if problem is None:
         return "ext"
     if must_run_compiled(asked):
@@ -103,6 +107,11 @@ def resolve_backend(op_name: str, backend: str, *tensors: torch.Tensor) -> str:
         )
     _warn_once(problem)
     return "torch"
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: a compiled program takes the answer
+# of the time when it was compiled, and the files and variables that it depends on are no part of the program.
+_resolve_for_device._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
