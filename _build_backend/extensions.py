@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH_TARGET = f"0x{toolchain.OLDEST_TORCH[0]:02x}{toolchain.OLDEST_TORCH[1]:02x}000000000000"
 # These compile nothing, and importing torch takes seconds.
 METADATA_COMMANDS = {"dist_info", "egg_info", "sdist"}
-CXX_FLAGS = ["-O3", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-g0"]
+CXX_FLAGS = ["-O3", "-std=c++17", "-fopenmp-simd", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA"]
 
 
@@ -64,7 +64,7 @@ def _host_module(with_cuda: bool) -> Extension:
     }
     return Extension(
         "sdpt_ext._host",
-        [*_sources("host", "cpp"), "csrc/cpu/vector_kernels.cpp"],
+        [*_sources("host", "cpp"), "csrc/cpu/instruction_set.cpp"],
         include_dirs=include_paths(),
         define_macros=[(name, f'"{value}"') for name, value in facts.items()],
         extra_compile_args=CXX_FLAGS,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 BACKENDS = ("auto", "ext", "torch")
-COMPILED_OPERATORS = ("deform_conv2d", "nms")
+COMPILED_OPERATORS = ("bi_attention", "deform_conv2d", "nms")
 _REBUILD = "reinstall with `pip install .` where torch and a C++ compiler are available"
 
 
@@ -116,4 +116,4 @@ _resolve_for_device._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f"sdpt_ext: running the slower PyTorch path: {reason}", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"sdpt_ext: running the slower PyTorch path: {reason}", RuntimeWarning, stacklevel=5)

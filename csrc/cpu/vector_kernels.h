@@ -19,10 +19,4 @@ struct VectorKernels {
 template <typename T>
 const VectorKernels<T>& vector_kernels();
 
-// The one that vector_kernels chose: "avx512", "avx2" or "generic".
-const char* vector_instruction_set();
-
-// All that were compiled, separated by spaces.
-const char* compiled_instruction_sets();
-
 }  // namespace sdpt_ext::cpu

@@ -6,7 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "../cpu/vector_kernels.h"
+#include "../cpu/instruction_set.h"
 #include "deform_plan.h"
 
 namespace py = pybind11;
@@ -23,7 +23,7 @@ py::dict build_info() {
   info["flags"] = SDPT_EXT_FLAGS;
   info["cuda_architectures"] = SDPT_EXT_CUDA_ARCHITECTURES;
   info["cpu_instruction_sets"] = sdpt_ext::cpu::compiled_instruction_sets();
-  info["cpu_instruction_set"] = sdpt_ext::cpu::vector_instruction_set();
+  info["cpu_instruction_set"] = sdpt_ext::cpu::instruction_set_name();
   return info;
 }
 
