@@ -49,6 +49,42 @@ struct TextTraits {
   static constexpr int kThreads = kRows * kWarpColumns;
 };
 
+// What backward needs to know of a text token beside its vectors.
+struct TextTerm {
+  float bias;       // of the image's logits; -infinity hides the token from the image
+  float lse;        // of the token's own softmax; +infinity where it has none
+  float delta;      // gradients of u and mass times their values
+  float grad_mass;
+};
+
+struct TextTerms {
+  const float* bias;                       // (B, H, T)
+  const float *lse, *delta, *grad_mass;  // (B, H, L)
+
+  // head counts over the whole batch.
+  __device__ TextTerm load(const Sizes& shape, int64_t head, int token) const {
+    TextTerm term{-kInfinity, kInfinity, 0.f, 0.f};
+    if (token < shape.tokens) {
+      term.bias = bias[head * shape.tokens + token];
+    }
+    if (token < shape.text) {
+      const int64_t place = head * shape.text + token;
+      term.lse = lse[place], term.delta = delta[place], term.grad_mass = grad_mass[place];
+    }
+    return term;
+  }
+};
+
+// Dropout keys of both directions.
+struct DropoutKeys {
+  uint32_t image, text;
+
+  __device__ static DropoutKeys of(const Dropout& dropout, const Sizes& shape, int64_t token) {
+    const uint32_t count = shape.batch * shape.heads * shape.tokens;
+    return {dropout.key(Dropout::kImage, token, count), dropout.key(Dropout::kText, token, count)};
+  }
+};
+
 template <typename Memory>
 __device__ __forceinline__ Memory& shared_memory() {
   extern __shared__ __align__(128) unsigned char bytes[];

@@ -15,6 +15,16 @@ __device__ __forceinline__ void store_pair(__nv_bfloat16* target, float a, float
   *reinterpret_cast<__nv_bfloat162*>(target) = __floats2bfloat162_rn(a, b);
 }
 
+__device__ __forceinline__ float2 load_pair(const float* source) {
+  return *reinterpret_cast<const float2*>(source);
+}
+__device__ __forceinline__ float2 load_pair(const __half* source) {
+  return __half22float2(*reinterpret_cast<const __half2*>(source));
+}
+__device__ __forceinline__ float2 load_pair(const __nv_bfloat16* source) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(source));
+}
+
 // Rounds to the tile's element type.
 template <typename Element, int kColumns>
 __device__ __forceinline__ void store(const Accumulator<kColumns>& values, Tile<Element, kColumns> tile) {

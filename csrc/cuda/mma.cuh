@@ -39,12 +39,19 @@ struct Accumulator {
   // function(element, row of the thread's four, column)
   template <typename Function>
   __device__ __forceinline__ void for_each(const Function& function) {
+    for_each_pair([&](Sum& first, Sum& second, int i, int column) {
+      function(first, i, column);
+      function(second, i, column + 1);
+    });
+  }
+  // function(element, its right neighbour, row of the thread's four, column)
+  template <typename Function>
+  __device__ __forceinline__ void for_each_pair(const Function& function) {
 #pragma unroll
-    for (int i = 0; i < kRowsOfThread; ++i) {
+    for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
-      for (int j = 0; j < kBlocks; ++j) {
-        function((*this)(i, j, 0), i, column(j));
-        function((*this)(i, j, 1), i, column(j) + 1);
+      for (int i = 0; i < kRowsOfThread; ++i) {
+        function((*this)(i, j, 0), (*this)(i, j, 1), i, column(j));
       }
     }
   }

@@ -9,5 +9,6 @@
 
 STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, SDPT_EXT_DEVICE_KEY, m) {
   m.impl("bi_attention", TORCH_BOX(&sdpt_ext::cuda::bi_attention));
+  m.impl("bi_attention_backward", TORCH_BOX(&sdpt_ext::cuda::bi_attention_backward));
   m.impl("nms", TORCH_BOX(&sdpt_ext::cuda::nms));
 }

@@ -1,0 +1,202 @@
+// Backward of bi_attention: the text's deltas first, then the gradients of the image side, which leave the image's
+// deltas for those of the text side.
+#include "../ops.h"
+#include "bi_attention_image_backward.cuh"
+#include "bi_attention_launch.cuh"
+#include "bi_attention_text_backward.cuh"
+
+namespace sdpt_ext::cuda {
+namespace {
+
+struct Backward {
+  Sizes shape;
+  Dropout dropout;
+  Tensor grad_y, grad_u, grad_mass, x, keys, key_bias, values;
+  std::optional<Tensor> prompts, image_mask;
+  Tensor u, mass, image_lse, text_lse;
+  Tensor image_delta, text_delta;
+  Tensor grad_x, grad_keys, grad_bias, grad_values, prompt_sums;
+
+  TextTerms terms() const {
+    return {data<float>(key_bias), data<float>(text_lse), data<float>(text_delta), data<float>(grad_mass)};
+  }
+};
+
+template <typename Element>
+struct TextDeltaParams {
+  const Element *grad_u, *u;
+  const float *grad_mass, *mass;
+  float* delta;
+  int64_t rows;
+  int width;
+};
+
+// delta = grad_u . u + grad_mass mass, a warp per text row.
+template <typename Element>
+__global__ void __launch_bounds__(kMergeThreads) text_delta(const __grid_constant__ TextDeltaParams<Element> p) {
+  const int64_t row = int64_t{blockIdx.x} * kMergeRows + threadIdx.x / 32;
+  if (row >= p.rows) {
+    return;
+  }
+  float sum = 0.f;
+  for (int column = 2 * lane(); column < p.width; column += 64) {
+    const float2 grad = load_pair(p.grad_u + row * p.width + column), value = load_pair(p.u + row * p.width + column);
+    sum += grad.x * value.x + grad.y * value.y;
+  }
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, distance);
+  }
+  if (lane() == 0) {
+    p.delta[row] = sum + p.grad_mass[row] * p.mass[row];
+  }
+}
+
+template <typename Element>
+void run_text_delta(const Backward& b, const LaunchScope& scope) {
+  const int64_t rows = b.text_delta.numel();
+  if (rows > 0) {
+    const TextDeltaParams<Element> params{data<Element>(b.grad_u),    data<Element>(b.u), data<float>(b.grad_mass),
+                                          data<float>(b.mass),        mutable_data<float>(b.text_delta),
+                                          rows,                       b.shape.width};
+    const int64_t blocks = (rows + kMergeRows - 1) / kMergeRows;
+    text_delta<Element><<<static_cast<unsigned>(blocks), kMergeThreads, 0, scope.stream()>>>(params);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+}
+
+template <class Traits>
+void run_image(const Backward& b, const LaunchScope& scope) {
+  using Element = typename Traits::Element;
+  ImageBackwardParams<Element> params{};
+  params.shape = b.shape;
+  const int tiles = ceil_div(b.shape.image, Traits::kRows) + ceil_div(b.shape.prompts, Traits::kRows);
+  params.work = {int64_t{b.shape.batch} * tiles, b.shape.heads, 1};
+  params.dropout = b.dropout;
+  params.x = data<Element>(b.x);
+  params.prompts = b.prompts ? data<Element>(*b.prompts) : nullptr;
+  params.grad_y = data<Element>(b.grad_y);
+  params.visible = b.image_mask ? data<bool>(*b.image_mask) : nullptr;
+  params.image_lse = data<float>(b.image_lse);
+  params.text = b.terms();
+  const TextOperand<Element> keys{data<Element>(b.keys), b.shape.tokens};
+  const TextOperand<Element> values{data<Element>(b.values), b.shape.tokens};
+  const TextOperand<Element> grad_u{data<Element>(b.grad_u), b.shape.text};
+  const TextOperand<Element> operands[] = {keys, values, grad_u, keys, grad_u};
+  std::copy(std::begin(operands), std::end(operands), params.operands);
+  params.grad_x = mutable_data<Element>(b.grad_x);
+  params.grad_prompts = mutable_data<float>(b.prompt_sums);
+  params.image_delta = mutable_data<float>(b.image_delta);
+  launch<ImageBackward<Traits>, Traits>(scope, b.x, params, image_backward<Traits>, merge_image_backward<Traits>);
+}
+
+template <class Traits>
+void run_text(const Backward& b, const LaunchScope& scope) {
+  using Element = typename Traits::Element;
+  TextBackwardParams<Element> params{};
+  params.shape = b.shape;
+  params.work = {int64_t{b.shape.batch} * ceil_div(b.shape.heads * b.shape.tokens, Traits::kRows),
+                 ImageStream<Traits, true>::items(b.shape), 1};
+  params.dropout = b.dropout;
+  params.image.rows = data<Element>(b.x);
+  params.image.prompts = b.prompts ? data<Element>(*b.prompts) : nullptr;
+  params.image.visible = b.image_mask ? data<bool>(*b.image_mask) : nullptr;
+  params.image.grads = data<Element>(b.grad_y);
+  params.keys = data<Element>(b.keys);
+  params.values = data<Element>(b.values);
+  params.grad_u = data<Element>(b.grad_u);
+  params.image_lse = data<float>(b.image_lse);
+  params.image_delta = data<float>(b.image_delta);
+  params.text = b.terms();
+  params.grad_keys = mutable_data<Element>(b.grad_keys);
+  params.grad_values = mutable_data<Element>(b.grad_values);
+  params.grad_bias = mutable_data<float>(b.grad_bias);
+  launch<TextBackward<Traits>, Traits>(scope, b.x, params, text_backward<Traits>, merge_text_backward<Traits>);
+}
+
+// The largest chunk that a head needs and that fits, then fewer rows.
+template <typename Element, int kWidth>
+void choose_image(const Backward& b, const LaunchScope& scope) {
+  constexpr int kRows = sizeof(Element) == 2 ? 64 : 32;
+  using Large = ImageTraits<Element, kWidth, 288, kRows>;
+  using Medium = ImageTraits<Element, kWidth, 96, kRows>;
+  using Small = ImageTraits<Element, kWidth, 32, 32>;
+  if (b.shape.tokens > 96 && fits<ImageBackward<Large>>()) {
+    run_image<Large>(b, scope);
+  } else if (b.shape.tokens > 32 && fits<ImageBackward<Medium>>()) {
+    run_image<Medium>(b, scope);
+  } else {
+    run_image<Small>(b, scope);
+  }
+}
+
+template <typename Element, int kWidth>
+void choose_text(const Backward& b, const LaunchScope& scope) {
+  constexpr int kRows = sizeof(Element) == 2 ? 64 : 32;
+  using Large = TextTraits<Element, kWidth, kRows, 32, 2>;
+  using Medium = TextTraits<Element, kWidth, kRows, 32, 1>;
+  using Small = TextTraits<Element, kWidth, 32, 32, 1>;
+  if (fits<TextBackward<Large>>()) {
+    run_text<Large>(b, scope);
+  } else if (fits<TextBackward<Medium>>()) {
+    run_text<Medium>(b, scope);
+  } else {
+    STD_TORCH_CHECK(fits<TextBackward<Small>>(), "bi_attention_backward: a width of ", b.shape.width,
+                    " in this dtype needs ", sizeof(typename TextBackward<Small>::Memory),
+                    " bytes of shared memory per block, and this device has ", shared_memory_limit());
+    run_text<Small>(b, scope);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const Tensor& grad_y,
+                                                                         const Tensor& grad_u,
+                                                                         const Tensor& grad_mass,
+                                                                         const Tensor& x,
+                                                                         const Tensor& keys,
+                                                                         const Tensor& key_bias,
+                                                                         const Tensor& values,
+                                                                         const std::optional<Tensor>& prompts,
+                                                                         const std::optional<Tensor>& image_mask,
+                                                                         const Tensor& u,
+                                                                         const Tensor& mass,
+                                                                         const Tensor& image_lse,
+                                                                         const Tensor& text_lse,
+                                                                         int64_t num_text,
+                                                                         double dropout_p,
+                                                                         int64_t seed) {
+  const BiAttentionShape shape =
+      check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+  const LaunchScope scope(x);
+  Backward b{sizes_of(shape),    Dropout::with(dropout_p, seed),
+             aligned(grad_y),    aligned(grad_u),
+             aligned(grad_mass), aligned(x),
+             aligned(keys),      aligned(key_bias),
+             aligned(values),    aligned(prompts),
+             aligned(image_mask), aligned(u),
+             aligned(mass),      aligned(image_lse),
+             aligned(text_lse)};
+  b.image_delta = empty_float(x, {shape.batch, shape.heads, shape.positions});
+  b.text_delta = empty_float(x, {shape.batch, shape.heads, shape.text});
+  b.grad_x = zeros(b.x, {shape.batch, shape.positions, shape.width});
+  b.grad_keys = empty(b.x, {shape.batch, shape.heads, shape.tokens, shape.width});
+  b.grad_values = empty(b.x, {shape.batch, shape.heads, shape.tokens, shape.width});
+  b.grad_bias = empty_float(x, {shape.batch, shape.heads, shape.tokens});
+  b.prompt_sums = empty_float(x, {shape.batch, shape.prompts, shape.width});
+  if (shape.tokens > 0) {
+    dispatch_element(x, [&](auto element) {
+      run_text_delta<decltype(element)>(b, scope);
+      dispatch_width(b.shape.width, [&](auto width) {
+        choose_image<decltype(element), width()>(b, scope);
+        choose_text<decltype(element), width()>(b, scope);
+      });
+    });
+  } else {
+    torch::stable::zero_(b.prompt_sums);
+  }
+  const Tensor grad_prompts = torch::stable::to(sum_first(b.prompt_sums), x.scalar_type());
+  return {b.grad_x, b.grad_keys, b.grad_bias, b.grad_values, grad_prompts};
+}
+
+}  // namespace sdpt_ext::cuda
