@@ -8,14 +8,14 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.bert.modeling_bert import BertLayer
 
 from sdpt_ext.nn import BiAttentionBlock, DyConv
 
+from .bert_layer import ClampedBertLayer
 from .configuration import GlipConfig
 
 _PRIOR_PROBABILITY = 0.01
-_LOGIT_LIMIT = 50_000.0
+LOGIT_LIMIT = 50_000.0
 
 
 class HeadOutput(NamedTuple):
@@ -73,11 +73,6 @@ def split_levels(tokens: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     return [part.mT.unflatten(2, size) for part, size in zip(parts, sizes)]
 
 
-def additive_text_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, T) mask, 1 on real tokens -> (B, 1, 1, T) to add to BERT's scores: the lowest number on padding."""
-    return (attention_mask == 0)[:, None, None].to(dtype) * torch.finfo(dtype).min
-
-
 class VLDyHead(nn.Module):
     """The fused dynamic head; parameter names below it are GLIP's below ``rpn.head``."""
 
@@ -87,7 +82,7 @@ class VLDyHead(nn.Module):
         self.dyhead_tower = nn.ModuleList()
         for _ in range(config.num_head_layers):
             self.dyhead_tower.append(VLFuse(config))
-            self.dyhead_tower.append(BertLayer(config.text_config))
+            self.dyhead_tower.append(ClampedBertLayer(config.text_config))
             self.dyhead_tower.append(DyConv(width, config.group_norm_groups))
         self.cls_logits = nn.Conv2d(width, config.num_class_logits, 1)
         self.bbox_pred = nn.Conv2d(width, 4, 1)
@@ -116,7 +111,6 @@ class VLDyHead(nn.Module):
     def forward(self, features: list[Tensor], hidden: Tensor, attention_mask: Tensor) -> HeadOutput:
         """Five maps (B, C, h, w), text states (B, T, C_text) and their mask (B, T) -> predictions."""
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-        additive_mask = additive_text_mask(attention_mask, hidden.dtype)
         for layer in self.dyhead_tower:
             if isinstance(layer, VLFuse):
                 tokens, hidden = layer.b_attn(flatten_levels(features), hidden, attention_mask)
@@ -124,7 +118,7 @@ class VLDyHead(nn.Module):
             elif isinstance(layer, DyConv):
                 features = layer(features)
             else:
-                hidden = layer(hidden, additive_mask)
+                hidden = layer(hidden, attention_mask)
         boxes = [scale(self.bbox_pred(feature)) for scale, feature in zip(self.scales, features)]
         centerness = [self.centerness(feature) for feature in features]
         logits = self.token_logits(flatten_levels(features), hidden)
@@ -136,7 +130,7 @@ class VLDyHead(nn.Module):
         projected = self.dot_product_projection_text(embedding / 2.0)
         bias = embedding @ self.bias_lang + self.bias0
         logits = tokens @ projected.mT / self.log_scale.exp() + bias[:, None]
-        return logits.clamp(-_LOGIT_LIMIT, _LOGIT_LIMIT)
+        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
-__all__ = ["HeadOutput", "Scale", "VLDyHead", "VLFuse", "flatten_levels", "split_levels"]
+__all__ = ["LOGIT_LIMIT", "HeadOutput", "Scale", "VLDyHead", "VLFuse", "flatten_levels", "split_levels"]
