@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 
 from sdpt_ext.data.collate import EvalCollator
 from sdpt_ext.evaluation.coco import CocoEvaluator
-
-_MODEL_INPUTS = ("pixel_values", "input_ids", "attention_mask")
+from sdpt_ext.models.glip.captions import longest_caption
 
 
 def evaluate_model(
@@ -69,7 +68,10 @@ def detect(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[d
         Per image "scores" (D,), "labels" (D,) 1-based and "boxes" (D, 4), by descending score.
     """
     device = next(model.parameters()).device
-    outputs = model(**{name: batch[name].to(device) for name in _MODEL_INPUTS})
+    # No class stands behind the longest caption.
+    read = longest_caption(batch["attention_mask"])
+    captions = {name: batch[name][:, :read].to(device) for name in ("input_ids", "attention_mask")}
+    outputs = model(pixel_values=batch["pixel_values"].to(device), **captions)
     return processor.post_process_object_detection(
         outputs, batch["label_to_tokens"], batch["image_sizes"], batch["original_sizes"]
     )

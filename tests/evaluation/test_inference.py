@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sdpt_ext.data.collate import TrainCollator
 from sdpt_ext.data.detection import DetectionImages
 from sdpt_ext.evaluation.inference import evaluate_model
+from sdpt_ext.models import GlipConfig, GlipForObjectDetection
 from sdpt_ext.models.glip.anchors import level_anchors
 from sdpt_ext.models.glip.assignment import assign_atss
 from sdpt_ext.models.glip.box_coder import encode
@@ -104,3 +105,15 @@ def test_the_mode_comes_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         evaluate_model(model, GlipProcessor.nano(), BlankImages(), progress=False)
     assert model.training
+
+
+def test_a_caption_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, calls = GlipForObjectDetection(GlipConfig.nano()), []
+    encode = model.text_encoder._encode
+    monkeypatch.setattr(model.text_encoder, "_encode", lambda *x: calls.append(x) or encode(*x))
+    processor = GlipProcessor.nano()
+    evaluate_model(model, processor, BlankImages(), batch_size=1, progress=False)
+    assert len(calls) == 1
+    evaluate_model(model, processor, BlankImages(), batch_size=2, progress=False)
+    assert len(calls) == 3, "the last batch is a smaller one"

@@ -111,5 +111,11 @@ def positive_map(tokens_of_label: Mapping[int, Sequence[int]], class_labels: Ten
     return rows
 
 
-__all__ = ["Caption", "build_caption", "chunk_names", "clean_name", "label_to_tokens", "parse_names", "positive_map"]
-__all__ += ["token_positions"]
+def longest_caption(attention_mask: Tensor) -> int:
+    """Columns of a (B, T) mask up to the last that holds a real token of any caption."""
+    columns = (attention_mask != 0).any(0).nonzero()
+    return int(columns[-1]) + 1 if len(columns) else 0
+
+
+__all__ = ["Caption", "build_caption", "chunk_names", "clean_name", "label_to_tokens", "longest_caption"]
+__all__ += ["parse_names", "positive_map", "token_positions"]

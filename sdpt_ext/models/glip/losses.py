@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .assignment import BACKGROUND, assign_atss
 from .box_coder import centres_and_sizes, decode, encode
+from .captions import longest_caption
 
 _FOCAL_ALPHA = 0.25
 _REGRESSION_WEIGHT = 2.0
@@ -63,7 +64,8 @@ def detection_loss(
         centre_loss = F.binary_cross_entropy_with_logits(
             centerness[image, position, 0], target_centerness, reduction="sum"
         )
-        token_loss = token_focal_loss(logits, targets, attention_mask)
+        read = longest_caption(attention_mask)
+        token_loss = token_focal_loss(logits[..., :read], targets[..., :read], attention_mask[:, :read])
         return {
             "loss_reg": distance.sum() / centerness_sum * _REGRESSION_WEIGHT,
             "loss_centerness": centre_loss / num_positives,

@@ -14,8 +14,9 @@ from transformers.utils import ModelOutput
 
 from .anchors import level_anchors
 from .backbone import GlipBackbone
+from .captions import longest_caption
 from .configuration import GlipConfig
-from .head import VLDyHead
+from .head import LOGIT_LIMIT, VLDyHead
 from .losses import detection_loss
 from .official import convert_official_state_dict, official_config, read_official_checkpoint
 from .text import GlipTextEncoder
@@ -79,6 +80,7 @@ class GlipForObjectDetection(PreTrainedModel):
         attention_mask: Tensor,
         labels: list[dict[str, Tensor]] | None = None,
         return_dict: bool | None = None,
+        padding_logits: bool = True,
     ) -> GlipOutput:
         """Detect what the captions name.
 
@@ -87,24 +89,29 @@ class GlipForObjectDetection(PreTrainedModel):
             input_ids, attention_mask: (B, T) captions and 1 on their real tokens.
             labels: per image ``boxes`` (G, 4) inclusive xyxy pixels of the input, ``class_labels`` (G,) from 1 and
                 ``positive_map`` (G, T), 1 on the tokens of the box's class; G may be 0.
+            padding_logits: False leaves out the padding behind the longest caption, whose logits no loss and no
+                detection reads: they hold the lowest logit then, and the captions cost no more than their real
+                tokens. True computes them as the official code does.
 
         Raises:
             ValueError: shapes that do not fit each other.
         """
         self._check_inputs(pixel_values, input_ids, attention_mask, labels)
         features = self.backbone(pixel_values)
-        hidden = self.text_encoder(input_ids, attention_mask)
-        predictions = self.head(features, hidden, attention_mask)
+        read = input_ids.shape[1] if padding_logits else max(1, longest_caption(attention_mask))
+        hidden = self.text_encoder(input_ids[:, :read], attention_mask[:, :read])
+        predictions = self.head(features, hidden, attention_mask[:, :read])
+        logits = nn.functional.pad(predictions.logits, (0, input_ids.shape[1] - read), value=-LOGIT_LIMIT)
         level_sizes = tuple((feature.shape[-2], feature.shape[-1]) for feature in features)
         output = GlipOutput(
-            logits=predictions.logits,
+            logits=logits,
             box_deltas=predictions.box_deltas,
             centerness=predictions.centerness,
             level_sizes=level_sizes,
         )
         if labels is not None:
             output.loss_dict = detection_loss(
-                predictions.logits,
+                logits,
                 predictions.box_deltas,
                 predictions.centerness,
                 self.anchors(level_sizes),

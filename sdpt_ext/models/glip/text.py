@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from sdpt_ext.nn import Memo
+
+from .caption_cache import CaptionCache
 from .configuration import GlipConfig
+
+# A model that was changed in code (adapters, hooks) follows from more than its weights.
+_PLAIN_PACKAGES = ("torch", "transformers")
 
 
 class GlipTextEncoder(nn.Module):
     """BERT without pooler.
 
-    GLIP hands the hidden states of every position to the head, padding included.
+    GLIP hands the hidden states of every position to the head, padding included. At rest (in evaluation mode, where no
+    gradient is wanted) the captions of the last images are remembered as long as no weight changes.
     """
 
     def __init__(self, config: GlipConfig) -> None:
         super().__init__()
         self.model = BertModel(cast(BertConfig, config.text_config), add_pooling_layer=False)
+        self._captions: Memo[CaptionCache] = Memo()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode captions.
@@ -39,7 +48,34 @@ class GlipTextEncoder(nn.Module):
                 f"input_ids has {input_ids.shape[1]} tokens per caption but the text encoder takes at most {longest}; "
                 "split the classes over several captions"
             )
+        if not self._follows_from_weights():
+            self._captions.clear()
+            return self._encode(input_ids, attention_mask)
+        captions = self._captions((*self.model.parameters(), *self.model.buffers()), CaptionCache)
+        key = (self.model.config._attn_implementation, _content(input_ids), _content(attention_mask))
+        return captions.get(key, lambda: self._encode(input_ids, attention_mask))
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def _follows_from_weights(self) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        return not any(
+            module.training
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or type(module).__module__.partition(".")[0] not in _PLAIN_PACKAGES
+            for module in self.model.modules()
+        )
+
+    def train(self, mode: bool = True) -> GlipTextEncoder:
+        self._captions.clear()
+        return super().train(mode)
+
+
+def _content(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.device, tuple(tensor.shape), tuple(tensor.flatten().tolist())
 
 
 __all__ = ["GlipTextEncoder"]

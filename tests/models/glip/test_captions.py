@@ -10,6 +10,7 @@ from sdpt_ext.models.glip.captions import (
     chunk_names,
     clean_name,
     label_to_tokens,
+    longest_caption,
     parse_names,
     positive_map,
     token_positions,
@@ -108,3 +109,10 @@ def test_truncated_class_has_no_tokens_and_a_zero_row(processor: GlipProcessor) 
 
 def test_user_text_is_split_at_dots() -> None:
     assert parse_names(" raccoon. traffic light .. ") == ["raccoon", "traffic light"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"), [([[1, 1, 0, 0], [1, 0, 0, 0]], 2), ([[0, 0, 1, 0]], 3), ([[0, 0]], 0), ([[1, 1]], 2)]
+)
+def test_longest_caption(mask: list[list[int]], expected: int) -> None:
+    assert longest_caption(torch.tensor(mask)) == expected
