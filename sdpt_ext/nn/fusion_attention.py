@@ -163,7 +163,8 @@ class FusionAttention:
             gate = prompts.gate[:, None]
             weights = (tokens.keys @ prompts.image.mT).softmax(-1)
             u, mass = u + gate[..., None] * (weights @ prompts.image), mass + gate
-        return y + self.projections.image_output.bias, self.project_text_output(u, mass)
+        bias = self.projections.image_output.bias.to(y.dtype)  # under autocast, as in a linear layer
+        return y + bias, self.project_text_output(u, mass)
 
 
 __all__ = ["BACKENDS", "FusionAttention"]

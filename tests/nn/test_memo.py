@@ -136,6 +136,7 @@ def test_copies_and_files_are_empty(counted: Counted) -> None:
 def test_keeps_no_weight_alive(counted: Counted) -> None:
     counted()
     storage = weakref.ref(counted.layer.weight.untyped_storage())
+    assert storage() is not None
     counted.layer.double()
     gc.collect()
     assert storage() is None
