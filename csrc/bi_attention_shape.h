@@ -34,28 +34,46 @@ inline BiAttentionShape check_bi_attention(const torch::stable::Tensor& x,
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(x.dim() == 3 && keys.dim() == 4 && key_bias.dim() == 3 && values.dim() == 4,
                   "bi_attention: expected x (B, N, D), keys (B, H, T, D), key_bias (B, H, T) and values (B, H, T, D)");
-  const BiAttentionShape shape{x.size(0),    x.size(1), x.size(2), keys.size(1), keys.size(2), num_text,
-                               prompts ? prompts->size(0) : 0};
+  const BiAttentionShape shape{
+      x.size(0), x.size(1), x.size(2), keys.size(1), keys.size(2), num_text, prompts ? prompts->size(0) : 0};
   for (const torch::stable::Tensor* rows : {&keys, &values}) {
     STD_TORCH_CHECK(rows->size(0) == shape.batch && rows->size(1) == shape.heads && rows->size(2) == shape.tokens &&
                         rows->size(3) == shape.width && rows->scalar_type() == x.scalar_type(),
-                    "bi_attention: keys and values must have shape (", shape.batch, ", H, T, ", shape.width,
+                    "bi_attention: keys and values must have shape (",
+                    shape.batch,
+                    ", H, T, ",
+                    shape.width,
                     ") and the dtype of x");
   }
   STD_TORCH_CHECK(key_bias.size(0) == shape.batch && key_bias.size(1) == shape.heads &&
                       key_bias.size(2) == shape.tokens && key_bias.scalar_type() == accumulation_type(x.scalar_type()),
-                  "bi_attention: key_bias must have shape (", shape.batch, ", ", shape.heads, ", ", shape.tokens,
+                  "bi_attention: key_bias must have shape (",
+                  shape.batch,
+                  ", ",
+                  shape.heads,
+                  ", ",
+                  shape.tokens,
                   ") and the dtype of x, or float32 where that is a half type");
-  STD_TORCH_CHECK(!prompts || (prompts->dim() == 2 && prompts->size(1) == shape.width &&
-                               prompts->scalar_type() == x.scalar_type()),
-                  "bi_attention: prompts must have shape (K, ", shape.width, ") and the dtype of x");
-  STD_TORCH_CHECK(!image_mask || (image_mask->dim() == 2 && image_mask->size(0) == shape.batch &&
-                                  image_mask->size(1) == shape.positions && image_mask->scalar_type() == ScalarType::Bool),
-                  "bi_attention: image_mask must be a bool tensor of shape (", shape.batch, ", ", shape.positions, ")");
-  STD_TORCH_CHECK(num_text >= 0 && num_text <= shape.tokens, "bi_attention: num_text must be between 0 and ",
-                  shape.tokens, ", got ", num_text);
-  STD_TORCH_CHECK(dropout_p >= 0 && dropout_p < 1, "bi_attention: dropout_p must be at least 0 and below 1, got ",
-                  dropout_p);
+  STD_TORCH_CHECK(
+      !prompts || (prompts->dim() == 2 && prompts->size(1) == shape.width && prompts->scalar_type() == x.scalar_type()),
+      "bi_attention: prompts must have shape (K, ",
+      shape.width,
+      ") and the dtype of x");
+  STD_TORCH_CHECK(
+      !image_mask || (image_mask->dim() == 2 && image_mask->size(0) == shape.batch &&
+                      image_mask->size(1) == shape.positions && image_mask->scalar_type() == ScalarType::Bool),
+      "bi_attention: image_mask must be a bool tensor of shape (",
+      shape.batch,
+      ", ",
+      shape.positions,
+      ")");
+  STD_TORCH_CHECK(num_text >= 0 && num_text <= shape.tokens,
+                  "bi_attention: num_text must be between 0 and ",
+                  shape.tokens,
+                  ", got ",
+                  num_text);
+  STD_TORCH_CHECK(
+      dropout_p >= 0 && dropout_p < 1, "bi_attention: dropout_p must be at least 0 and below 1, got ", dropout_p);
   return shape;
 }
 

@@ -23,9 +23,9 @@ struct Arguments {
 template <typename Storage, typename Element>
 struct TextOperands {
   using Number = NumberOf<Element>;
-  std::vector<Panels<Element>> keys, values, grad_u;       // (width, columns)
-  std::vector<Panels<Element>> key_rows, grad_u_rows;      // (columns, width)
-  std::vector<Number> delta;                               // (heads, text): gradient of u and mass times their values
+  std::vector<Panels<Element>> keys, values, grad_u;   // (width, columns)
+  std::vector<Panels<Element>> key_rows, grad_u_rows;  // (columns, width)
+  std::vector<Number> delta;                           // (heads, text): gradient of u and mass times their values
 
   TextOperands(const BiAttentionShape& shape, const std::vector<HeadGroup>& groups) : delta(shape.heads * shape.text) {
     for (const HeadGroup& group : groups) {
@@ -76,12 +76,27 @@ class Worker {
          const TextOperands<Storage, Element>& text,
          const Dropout& dropout,
          Number* grad_prompts)
-      : grad_keys(arguments.shape.columns() * arguments.shape.width), grad_values(grad_keys.size()),
-        grad_bias(arguments.shape.columns()), a_(arguments), groups_(groups), tiles_(tiles), text_(text),
-        dropout_(dropout), grad_prompts_(grad_prompts), left_x_(tiles.rows, width()), left_grad_(tiles.rows, width()),
-        x_rows_(tiles.rows, width()), grad_rows_(tiles.rows, width()), weight_tile_(tiles.rows, tiles.stride),
-        keep_(dropout, tiles.stride), row_keep_(dropout, tiles.stride), scores_(tile()), weights_(tile()),
-        row_weights_(tile()), grad_x_(scratch<Number>(tiles.rows * width())), text_part_(arguments.shape.tokens) {}
+      : grad_keys(arguments.shape.columns() * arguments.shape.width),
+        grad_values(grad_keys.size()),
+        grad_bias(arguments.shape.columns()),
+        a_(arguments),
+        groups_(groups),
+        tiles_(tiles),
+        text_(text),
+        dropout_(dropout),
+        grad_prompts_(grad_prompts),
+        left_x_(tiles.rows, width()),
+        left_grad_(tiles.rows, width()),
+        x_rows_(tiles.rows, width()),
+        grad_rows_(tiles.rows, width()),
+        weight_tile_(tiles.rows, tiles.stride),
+        keep_(dropout, tiles.stride),
+        row_keep_(dropout, tiles.stride),
+        scores_(tile()),
+        weights_(tile()),
+        row_weights_(tile()),
+        grad_x_(scratch<Number>(tiles.rows * width())),
+        text_part_(arguments.shape.tokens) {}
 
   void run(int64_t sample, Range tiles, bool with_prompts) {
     sample_ = sample;
@@ -122,10 +137,13 @@ class Worker {
       const HeadGroup& group = groups_[index];
       const int64_t columns = group.count * a_.shape.tokens, text = group.count * a_.shape.text;
       const int64_t depth = elements_of_depth<Element>(width());
-      product_.multiply(scores_.get(), tiles_.stride, left_x, text_.keys[index].data(), {rows.size(), columns, depth}, false);
-      product_.multiply(row_weights_.get(), tiles_.stride, left_x, text_.grad_u[index].data(), {rows.size(), text, depth}, false);
+      product_.multiply(
+          scores_.get(), tiles_.stride, left_x, text_.keys[index].data(), {rows.size(), columns, depth}, false);
+      product_.multiply(
+          row_weights_.get(), tiles_.stride, left_x, text_.grad_u[index].data(), {rows.size(), text, depth}, false);
       if (grad_y) {
-        product_.multiply(weights_.get(), tiles_.stride, left_grad, text_.values[index].data(), {rows.size(), columns, depth}, false);
+        product_.multiply(
+            weights_.get(), tiles_.stride, left_grad, text_.values[index].data(), {rows.size(), columns, depth}, false);
       }
       differentiate(group, rows, grad_y != nullptr);
       add_to_text(group, rows, grad_y != nullptr);
@@ -169,19 +187,35 @@ class Worker {
     const int64_t columns = group.count * a_.shape.tokens, first = group.first * a_.shape.tokens * width();
     const Extent extent{columns, width(), elements_of_depth<Element>(rows.size())};
     if (is_image) {
-      product_.multiply(grad_values.data() + first, width(), weight_tile_.by_column(weights_.get(), rows.size(), columns),
-                        grad_rows_.data(), extent, true);
+      product_.multiply(grad_values.data() + first,
+                        width(),
+                        weight_tile_.by_column(weights_.get(), rows.size(), columns),
+                        grad_rows_.data(),
+                        extent,
+                        true);
     }
-    product_.multiply(grad_keys.data() + first, width(), weight_tile_.by_column(scores_.get(), rows.size(), columns),
-                      x_rows_.data(), extent, true);
+    product_.multiply(grad_keys.data() + first,
+                      width(),
+                      weight_tile_.by_column(scores_.get(), rows.size(), columns),
+                      x_rows_.data(),
+                      extent,
+                      true);
   }
 
   // Gradient of the rows: through the scores, and as what the text gathers.
   void add_to_rows(int64_t index, Range rows, int64_t columns, int64_t text) {
-    product_.multiply(grad_x_.get(), width(), weight_tile_.by_row(scores_.get(), rows.size(), columns),
-                      text_.key_rows[index].data(), {rows.size(), width(), elements_of_depth<Element>(columns)}, index > 0);
-    product_.multiply(grad_x_.get(), width(), weight_tile_.by_row(row_weights_.get(), rows.size(), text),
-                      text_.grad_u_rows[index].data(), {rows.size(), width(), elements_of_depth<Element>(text)}, true);
+    product_.multiply(grad_x_.get(),
+                      width(),
+                      weight_tile_.by_row(scores_.get(), rows.size(), columns),
+                      text_.key_rows[index].data(),
+                      {rows.size(), width(), elements_of_depth<Element>(columns)},
+                      index > 0);
+    product_.multiply(grad_x_.get(),
+                      width(),
+                      weight_tile_.by_row(row_weights_.get(), rows.size(), text),
+                      text_.grad_u_rows[index].data(),
+                      {rows.size(), width(), elements_of_depth<Element>(text)},
+                      true);
   }
 
   const Arguments<Storage, Element>& a_;
@@ -212,7 +246,8 @@ void merge_head(const Arguments<Storage, Element>& a,
   using Number = NumberOf<Element>;
   const auto merge = [&](auto* out, auto member, int64_t numel) {
     const int64_t first = head * numel;
-    std::vector<Number> sum((workers.front().*member).begin() + first, (workers.front().*member).begin() + first + numel);
+    std::vector<Number> sum((workers.front().*member).begin() + first,
+                            (workers.front().*member).begin() + first + numel);
     for (size_t worker = 1; worker < workers.size(); ++worker) {
       const Number* part = (workers[worker].*member).data() + first;
       std::transform(sum.begin(), sum.end(), part, sum.begin(), std::plus<Number>());
@@ -239,9 +274,8 @@ void run(const Arguments<Storage, Element>& a, const Dropout& dropout) {
   }
   for (int64_t sample = 0; sample < shape.batch; ++sample) {
     parallel_each(groups.size(), [&](int64_t index) { text.pack(a, sample, index, groups[index]); });
-    parallel_each(parts, [&](int64_t part) {
-      workers[part].run(sample, share(tiles.count, parts, part), part == parts - 1);
-    });
+    parallel_each(parts,
+                  [&](int64_t part) { workers[part].run(sample, share(tiles.count, parts, part), part == parts - 1); });
     parallel_each(shape.heads, [&](int64_t head) { merge_head(a, workers, sample, head); });
   }
   store_row(a.grad_prompts, grad_prompts.data(), shape.prompts * shape.width);
@@ -273,7 +307,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
                                                                          int64_t num_text,
                                                                          double dropout_p,
                                                                          int64_t seed) {
-  const BiAttentionShape shape = check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+  const BiAttentionShape shape =
+      check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   const std::vector<int64_t> image{shape.batch, shape.positions, shape.width};
   const std::vector<int64_t> gathered{shape.batch, shape.heads, shape.text, shape.width};
   const std::vector<int64_t> per_text{shape.batch, shape.heads, shape.text};
@@ -285,10 +320,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
   check_like(image_lse, "image_lse", {shape.batch, shape.heads, shape.positions}, key_bias);
   check_like(text_lse, "text_lse", per_text, key_bias);
   const auto contiguous = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
-  const Tensor given[] = {contiguous(grad_y), contiguous(grad_u), contiguous(x), contiguous(keys), contiguous(values),
-                          contiguous(u)};
-  const Tensor numbers[] = {contiguous(grad_mass), contiguous(key_bias), contiguous(mass), contiguous(image_lse),
-                            contiguous(text_lse)};
+  const Tensor given[] = {
+      contiguous(grad_y), contiguous(grad_u), contiguous(x), contiguous(keys), contiguous(values), contiguous(u)};
+  const Tensor numbers[] = {
+      contiguous(grad_mass), contiguous(key_bias), contiguous(mass), contiguous(image_lse), contiguous(text_lse)};
   const std::optional<Tensor> prompt_rows = sdpt_ext::contiguous(prompts), visible = sdpt_ext::contiguous(image_mask);
   const Tensor grad_x = empty(x, {shape.batch, shape.positions, shape.width});
   const Tensor grad_keys = empty(keys, {shape.batch, shape.heads, shape.tokens, shape.width});
@@ -303,7 +338,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
     a.shape = shape;
     a.grad_y = data_of<Storage>(given[0]), a.grad_u = data_of<Storage>(given[1]), a.x = data_of<Storage>(given[2]);
     a.keys = data_of<Storage>(given[3]), a.values = data_of<Storage>(given[4]), a.u = data_of<Storage>(given[5]);
-    a.grad_mass = data_of<Number>(numbers[0]), a.bias = data_of<Number>(numbers[1]), a.mass = data_of<Number>(numbers[2]);
+    a.grad_mass = data_of<Number>(numbers[0]), a.bias = data_of<Number>(numbers[1]),
+    a.mass = data_of<Number>(numbers[2]);
     a.image_lse = data_of<Number>(numbers[3]), a.text_lse = data_of<Number>(numbers[4]);
     a.prompts = prompts ? data_of<Storage>(*prompt_rows) : nullptr;
     a.visible = image_mask ? data_of<bool>(*visible) : nullptr;

@@ -36,7 +36,11 @@ struct TextOperands {
   }
 
   template <typename Storage>
-  void pack(int64_t index, const HeadGroup& group, const BiAttentionShape& shape, const Storage* key_rows, const Storage* value_rows) {
+  void pack(int64_t index,
+            const HeadGroup& group,
+            const BiAttentionShape& shape,
+            const Storage* key_rows,
+            const Storage* value_rows) {
     const int64_t first = group.first * shape.tokens * shape.width, columns = group.count * shape.tokens;
     keys[index].pack(Strided<Storage>{key_rows + first, 1, shape.width}, shape.width, columns);
     values[index].pack(Strided<Storage>{value_rows + first, shape.width, 1}, columns, shape.width);
@@ -50,7 +54,9 @@ struct OnlineSoftmax {
   std::vector<Number> sums;                  // (heads, text, width), weighted image rows
 
   explicit OnlineSoftmax(const BiAttentionShape& shape)
-      : maximum(shape.columns()), total(shape.columns()), kept(shape.columns()),
+      : maximum(shape.columns()),
+        total(shape.columns()),
+        kept(shape.columns()),
         sums(shape.heads * shape.text * shape.width) {}
 
   void reset() {
@@ -90,11 +96,22 @@ class Worker {
          const Tiles& tiles,
          const TextOperands<Element>& text,
          const Dropout& dropout)
-      : gathered(arguments.shape), a_(arguments), groups_(groups), tiles_(tiles), text_(text), dropout_(dropout),
-        left_(tiles.rows, a_.shape.width), rows_(tiles.rows, a_.shape.width), weight_tile_(tiles.rows, tiles.stride),
-        keep_(dropout, tiles.stride), scores_(scratch<Number>(tiles.rows * tiles.stride)),
-        weights_(scratch<Number>(tiles.rows * tiles.stride)), output_(scratch<Number>(tiles.rows * a_.shape.width)),
-        raised_(tiles.stride), total_(tiles.stride), kept_(tiles.stride) {}
+      : gathered(arguments.shape),
+        a_(arguments),
+        groups_(groups),
+        tiles_(tiles),
+        text_(text),
+        dropout_(dropout),
+        left_(tiles.rows, a_.shape.width),
+        rows_(tiles.rows, a_.shape.width),
+        weight_tile_(tiles.rows, tiles.stride),
+        keep_(dropout, tiles.stride),
+        scores_(scratch<Number>(tiles.rows * tiles.stride)),
+        weights_(scratch<Number>(tiles.rows * tiles.stride)),
+        output_(scratch<Number>(tiles.rows * a_.shape.width)),
+        raised_(tiles.stride),
+        total_(tiles.stride),
+        kept_(tiles.stride) {}
 
   void run(int64_t sample, Range tiles, bool with_prompts) {
     const BiAttentionShape& shape = a_.shape;
@@ -121,13 +138,20 @@ class Worker {
     }
     for (size_t index = 0; index < groups_.size(); ++index) {
       const HeadGroup& group = groups_[index];
-      product_.multiply(scores_.get(), tiles_.stride, left, text_.keys[index].data(),
-                        {rows.size(), group.count * shape.tokens, depth}, false);
+      product_.multiply(scores_.get(),
+                        tiles_.stride,
+                        left,
+                        text_.keys[index].data(),
+                        {rows.size(), group.count * shape.tokens, depth},
+                        false);
       if (is_image) {
         attend_to_text(group, rows);
         const int64_t columns = group.count * shape.tokens;
-        product_.multiply(output_.get(), shape.width, weight_tile_.by_row(weights_.get(), rows.size(), columns),
-                          text_.values[index].data(), {rows.size(), shape.width, elements_of_depth<Element>(columns)},
+        product_.multiply(output_.get(),
+                          shape.width,
+                          weight_tile_.by_row(weights_.get(), rows.size(), columns),
+                          text_.values[index].data(),
+                          {rows.size(), shape.width, elements_of_depth<Element>(columns)},
                           index > 0);
       }
       if (shape.text > 0) {
@@ -137,7 +161,8 @@ class Worker {
     if (is_image) {
       for (int64_t row = 0; row < rows.size(); ++row) {
         store_row(a_.y + (sample_ * shape.positions + rows.begin + row) * shape.width,
-                  output_.get() + row * shape.width, shape.width);
+                  output_.get() + row * shape.width,
+                  shape.width);
       }
     }
   }
@@ -176,7 +201,8 @@ class Worker {
     std::fill(kept_.begin(), kept_.end(), Number(0));
     for (int64_t row = 0; row < rows.size(); ++row) {
       const Number* keep = keep_.draw(text_keys_.data() + first, rows.begin + row, columns);
-      softmax_.exponentiate(scores_.get() + row * tiles_.stride, raised_.data(), keep, total_.data(), kept_.data(), columns);
+      softmax_.exponentiate(
+          scores_.get() + row * tiles_.stride, raised_.data(), keep, total_.data(), kept_.data(), columns);
     }
     // Sums of sums: adding thousands of rows one by one would lose digits.
     for (int64_t column = 0; column < columns; ++column) {
@@ -185,8 +211,12 @@ class Worker {
     const LeftOperand<Element> weights = weight_tile_.by_column(scores_.get(), rows.size(), columns);
     for (int64_t head = 0; head < group.count; ++head) {
       Number* sums = gathered.sums.data() + (group.first + head) * shape.text * shape.width;
-      product_.multiply(sums, shape.width, weights.from_row(head * shape.tokens), rows_.data(),
-                        {shape.text, shape.width, elements_of_depth<Element>(rows.size())}, true);
+      product_.multiply(sums,
+                        shape.width,
+                        weights.from_row(head * shape.tokens),
+                        rows_.data(),
+                        {shape.text, shape.width, elements_of_depth<Element>(rows.size())},
+                        true);
     }
   }
 
@@ -266,12 +296,10 @@ void run(const Arguments<Storage, Element>& a, const Dropout& dropout) {
   }
   for (int64_t sample = 0; sample < shape.batch; ++sample) {
     const int64_t first = sample * shape.columns() * shape.width;
-    parallel_each(groups.size(), [&](int64_t index) {
-      text.pack(index, groups[index], shape, a.keys + first, a.values + first);
-    });
-    parallel_each(parts, [&](int64_t part) {
-      workers[part].run(sample, share(tiles.count, parts, part), part == parts - 1);
-    });
+    parallel_each(groups.size(),
+                  [&](int64_t index) { text.pack(index, groups[index], shape, a.keys + first, a.values + first); });
+    parallel_each(parts,
+                  [&](int64_t part) { workers[part].run(sample, share(tiles.count, parts, part), part == parts - 1); });
     parallel_each(shape.heads, [&](int64_t head) { merge_head(a, workers, sample, head); });
   }
 }
@@ -287,13 +315,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
                                                                 int64_t num_text,
                                                                 double dropout_p,
                                                                 int64_t seed) {
-  const BiAttentionShape shape = check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+  const BiAttentionShape shape =
+      check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   const Tensor image = torch::stable::contiguous(x), key_rows = torch::stable::contiguous(keys);
   const Tensor bias = torch::stable::contiguous(key_bias), value_rows = torch::stable::contiguous(values);
   const std::optional<Tensor> prompt_rows = contiguous(prompts), visible = contiguous(image_mask);
   const Tensor y = empty(x, {shape.batch, shape.positions, shape.width});
   const Tensor u = empty(x, {shape.batch, shape.heads, shape.text, shape.width});
-  const Tensor mass = empty(key_bias, {shape.batch, shape.heads, shape.text}), text_lse = torch::stable::empty_like(mass);
+  const Tensor mass = empty(key_bias, {shape.batch, shape.heads, shape.text}),
+               text_lse = torch::stable::empty_like(mass);
   const Tensor image_lse = empty(key_bias, {shape.batch, shape.heads, shape.positions});
   dispatch_products(x, [&](auto storage, auto element) {
     using Storage = decltype(storage);

@@ -20,7 +20,8 @@ struct HeadGroup {
 // Few heads of a long text, or all of a short one: wide enough for the products, small enough for the caches.
 inline std::vector<HeadGroup> group_heads(const BiAttentionShape& shape) {
   constexpr int64_t kColumns = 288;
-  const int64_t longest = std::clamp<int64_t>(kColumns / std::max<int64_t>(shape.tokens, 1), 1, std::max<int64_t>(shape.heads, 1));
+  const int64_t longest =
+      std::clamp<int64_t>(kColumns / std::max<int64_t>(shape.tokens, 1), 1, std::max<int64_t>(shape.heads, 1));
   const int64_t count = (shape.heads + longest - 1) / longest;
   std::vector<HeadGroup> groups;
   for (int64_t index = 0; index < count; ++index) {

@@ -57,8 +57,12 @@ class KeepRow {
   // Of the columns whose keys are given.
   const Number* draw(const uint32_t* keys, int64_t row, int64_t columns) {
     if (dropout_.active()) {
-      softmax_kernels<Number>().draw(factors_.data(), keys, Dropout::counter(row), dropout_.threshold(),
-                                     static_cast<Number>(dropout_.scale()), columns);
+      softmax_kernels<Number>().draw(factors_.data(),
+                                     keys,
+                                     Dropout::counter(row),
+                                     dropout_.threshold(),
+                                     static_cast<Number>(dropout_.scale()),
+                                     columns);
     }
     return factors_.data();
   }

@@ -41,6 +41,8 @@ InstructionSet instruction_set() {
 
 const char* instruction_set_name() { return kNames[static_cast<int>(instruction_set())]; }
 
-const char* compiled_instruction_sets() { return SDPT_EXT_MULTIVERSION ? "generic avx2 avx512 avx512_bf16" : "generic"; }
+const char* compiled_instruction_sets() {
+  return SDPT_EXT_MULTIVERSION ? "generic avx2 avx512 avx512_bf16" : "generic";
+}
 
 }  // namespace sdpt_ext::cpu

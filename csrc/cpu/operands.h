@@ -66,8 +66,12 @@ class Panels {
 
  private:
   template <typename Source, typename DepthStride, typename ColumnStride>
-  void pack_panel(
-      Element* panel, const Source* start, DepthStride depth_stride, ColumnStride column_stride, int64_t depth, int64_t count) {
+  void pack_panel(Element* panel,
+                  const Source* start,
+                  DepthStride depth_stride,
+                  ColumnStride column_stride,
+                  int64_t depth,
+                  int64_t count) {
     constexpr int64_t kDepth = ElementTraits<Element>::kDepth;
     for (int64_t level = 0; level < depth; level += kDepth, panel += width_) {
       const Source* low = start + level * depth_stride;

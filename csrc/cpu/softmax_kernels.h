@@ -10,15 +10,15 @@ namespace sdpt_ext::cpu {
 // What one image row of one head needs to turn its scores into their gradient.
 template <typename Number>
 struct GradientRow {
-  Number* scores;            // (tokens), replaced by their gradient
-  Number* weights;           // (tokens) gradient of the weights over tokens, replaced by the weights; null: a prompt row
-  Number* row_weights;       // (text) gradient of the row's weight for each text token, replaced by the weights
-  Number* text_part;         // (tokens) scratch, zeros from `text` on
-  Number* grad_bias;         // (tokens), added to
-  const Number* bias;        // (tokens)
-  const Number* keep;        // (tokens) dropout of the weights over tokens
-  const Number* row_keep;    // (text) dropout of the row's weights
-  const Number* text_lse;    // (text)
+  Number* scores;          // (tokens), replaced by their gradient
+  Number* weights;         // (tokens) gradient of the weights over tokens, replaced by the weights; null: a prompt row
+  Number* row_weights;     // (text) gradient of the row's weight for each text token, replaced by the weights
+  Number* text_part;       // (tokens) scratch, zeros from `text` on
+  Number* grad_bias;       // (tokens), added to
+  const Number* bias;      // (tokens)
+  const Number* keep;      // (tokens) dropout of the weights over tokens
+  const Number* row_keep;  // (text) dropout of the row's weights
+  const Number* text_lse;  // (text)
   const Number* text_delta;  // (text) gradient of u and mass times their values
   const Number* grad_mass;   // (text)
   Number image_lse;

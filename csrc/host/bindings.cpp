@@ -51,8 +51,17 @@ py::dict deform_conv2d_plan(int64_t batch,
   shape.kernel_h = kernel.first, shape.kernel_w = kernel.second;
   shape.stride_h = stride.first, shape.stride_w = stride.second;
   shape.pad_h = padding.first, shape.pad_w = padding.second;
-  if (std::min({batch, channels, size.first, size.second, out_channels, kernel.first, kernel.second, stride.first,
-                stride.second, element_size, threads}) < 1) {
+  if (std::min({batch,
+                channels,
+                size.first,
+                size.second,
+                out_channels,
+                kernel.first,
+                kernel.second,
+                stride.first,
+                stride.second,
+                element_size,
+                threads}) < 1) {
     throw py::value_error("deform_conv2d_plan: every size must be at least 1");
   }
   const sdpt_ext::host::DeformPlan plan = sdpt_ext::host::plan_deform_conv2d(shape, element_size, threads);

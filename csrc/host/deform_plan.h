@@ -22,7 +22,8 @@ struct DeformPlan {
 inline DeformPlan plan_deform_conv2d(const DeformShape& shape, int64_t element_size, int64_t threads) {
   const int64_t columns = shape.batch * shape.positions() * shape.taps() * shape.channels;
   const int64_t product_flops = 2 * columns * shape.out_channels;
-  // Four products and three sums per bilinear sample; its transpose and the dot products for the offsets cost twice that.
+  // Four products and three sums per bilinear sample; its transpose and the dot products for the offsets cost twice
+  // that.
   const int64_t sample_flops = 7 * columns;
   const int64_t image = shape.batch * shape.channels * shape.height * shape.width;
   const int64_t fields = shape.batch * (3 * shape.taps()) * shape.positions();

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <map>
@@ -32,8 +33,13 @@ struct Example {
 
 bool test_deform_conv2d() {
   const Example e;
-  using Signature = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&,
-                           const std::optional<Tensor>&, Ints, Ints);
+  using Signature = Tensor(const Tensor&,
+                           const Tensor&,
+                           const std::optional<Tensor>&,
+                           const Tensor&,
+                           const std::optional<Tensor>&,
+                           Ints,
+                           Ints);
   const auto op = find<Signature>("sdpt_ext::deform_conv2d");
   const Tensor plain = op.call(e.image, e.offset, std::nullopt, e.weight, std::nullopt, {2, 2}, {1, 1});
   const Tensor full = op.call(e.image, e.offset, e.mask, e.weight, e.bias, {1, 1}, {1, 1});
@@ -44,9 +50,8 @@ bool test_deform_conv2d() {
 bool test_deform_conv2d_backward() {
   const Example e;
   const Tensor grad = at::randn({2, 4, 9, 7}, at::kDouble);
-  using DataSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                           const std::optional<Tensor>&, const Tensor&, Ints, Ints,
-                                                           bool, bool);
+  using DataSignature = std::tuple<Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&, Ints, Ints, bool, bool);
   using WeightSignature =
       Tensor(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&, const Tensor&, Ints, Ints);
   const auto [grad_image, grad_offset, grad_mask] =
@@ -62,6 +67,75 @@ bool test_deform_conv2d_backward() {
          at::allclose(grad_mask.sum(), (grad * at::conv2d(e.image, e.weight, {}, 1, 1)).sum());
 }
 
+// Keys of zeros make every weight equal: each side gathers the mean of the other.
+bool test_bi_attention() {
+  const Tensor x = at::randn({2, 9, 8}, at::kDouble), values = at::randn({2, 3, 5, 8}, at::kDouble);
+  const Tensor keys = at::zeros_like(values), bias = at::zeros({2, 3, 5}, at::kDouble);
+  const Tensor prompts = at::randn({4, 8}, at::kDouble), visible = at::ones({2, 9}, at::kBool);
+  using Signature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const std::optional<Tensor>&,
+                                                                       const std::optional<Tensor>&,
+                                                                       int64_t,
+                                                                       double,
+                                                                       int64_t);
+  const auto [y, u, mass, image_lse, text_lse] =
+      find<Signature>("sdpt_ext::bi_attention").call(x, keys, bias, values, prompts, visible, 4, 0., 0);
+  const Tensor rows = at::cat({x, prompts.expand({2, 4, 8})}, 1);
+  return at::allclose(y, values.mean(2).sum(1).unsqueeze(1).expand_as(x)) &&
+         at::allclose(u, rows.mean(1).view({2, 1, 1, 8}).expand_as(u)) && at::allclose(mass, at::ones_like(mass)) &&
+         at::allclose(image_lse, at::full_like(image_lse, std::log(5.))) &&
+         at::allclose(text_lse, at::full_like(text_lse, std::log(13.)));
+}
+
+bool test_bi_attention_backward() {
+  const Tensor x = at::randn({2, 9, 8}, at::kDouble), values = at::randn({2, 3, 5, 8}, at::kDouble);
+  const Tensor keys = at::zeros_like(values), bias = at::zeros({2, 3, 5}, at::kDouble),
+               mass = at::ones({2, 3, 5}, at::kDouble);
+  const Tensor u = x.mean(1).view({2, 1, 1, 8}).expand_as(values), grad_y = at::randn_like(x);
+  const Tensor image_lse = at::full({2, 3, 9}, std::log(5.), at::kDouble),
+               text_lse = at::full({2, 3, 5}, std::log(9.), at::kDouble);
+  using Signature = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const std::optional<Tensor>&,
+                                                                       const std::optional<Tensor>&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       const Tensor&,
+                                                                       int64_t,
+                                                                       double,
+                                                                       int64_t);
+  const auto [grad_x, grad_keys, grad_bias, grad_values, grad_prompts] =
+      find<Signature>("sdpt_ext::bi_attention_backward")
+          .call(grad_y,
+                at::ones_like(u),
+                at::zeros_like(mass),
+                x,
+                keys,
+                bias,
+                values,
+                std::nullopt,
+                std::nullopt,
+                u,
+                mass,
+                image_lse,
+                text_lse,
+                5,
+                0.,
+                0);
+  return at::allclose(grad_values, (grad_y.sum(1) / 5).view({2, 1, 1, 8}).expand_as(values)) &&
+         at::allclose(grad_x, at::full_like(grad_x, 3. * 5 / 9)) && grad_prompts.numel() == 0 &&
+         at::allclose(grad_bias.sum(2), at::zeros({2, 3}, at::kDouble)) && grad_keys.sizes() == keys.sizes();
+}
+
 bool test_nms() {
   const Tensor boxes = at::tensor({0., 0., 9., 9., 0., 0., 9., 8., 0., 0., 9., 9.}).view({3, 4});
   const Tensor scores = at::tensor({0.8, 0.9, 0.7}), labels = at::tensor({1, 1, 2}, at::kLong);
@@ -72,11 +146,16 @@ bool test_nms() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::map<std::string, std::function<bool()>> tests{{"deform_conv2d", test_deform_conv2d},
+  const std::map<std::string, std::function<bool()>> tests{{"bi_attention", test_bi_attention},
+                                                           {"bi_attention_backward", test_bi_attention_backward},
+                                                           {"deform_conv2d", test_deform_conv2d},
                                                            {"deform_conv2d_backward", test_deform_conv2d_backward},
                                                            {"nms", test_nms}};
   if (argc != 3 || tests.count(argv[2]) == 0) {
-    std::fprintf(stderr, "usage: %s LIBRARY deform_conv2d|deform_conv2d_backward|nms\n", argv[0]);
+    std::fprintf(stderr, "usage: %s LIBRARY OPERATOR, one of:", argv[0]);
+    for (const auto& test : tests) {
+      std::fprintf(stderr, " %s", test.first.c_str());
+    }
     return 2;
   }
   if (dlopen(argv[1], RTLD_NOW) == nullptr) {
