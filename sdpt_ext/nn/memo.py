@@ -34,8 +34,8 @@ class Memo(Generic[T]):
     rounds; autocast and inference mode belong to the state too. On the CPU a few numbers of every tensor are compared
     as well, for writes that autograd does not see; elsewhere the host would have to wait for them.
 
-    Nothing is remembered where a gradient is wanted, where a program is being traced or compiled, or of tensors that
-    are not plain ones. A copied or loaded memo is empty.
+    Nothing is remembered where a gradient is wanted, where a program is being traced or compiled, of tensors that are
+    not plain ones, or of none at all. A copied or loaded memo is empty.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Memo(Generic[T]):
 
 
 def _are_constants(tensors: Sequence[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not tensors or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     gradients = torch.is_grad_enabled()
     return not any(

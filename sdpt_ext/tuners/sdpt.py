@@ -7,7 +7,6 @@ the image side and to the text side, where they join the tokens that attend to e
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from itertools import chain
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
@@ -87,8 +86,9 @@ class PrototypeTokens(nn.Module):
 
         Where nothing needs a gradient the rows are constants: mapped and absorbed once, until a weight changes.
         """
-        projections = (layer.parameters() for layer in attention.projections)
-        return self._constant_rows(chain(self.parameters(), *projections), lambda: self._map(attention))
+        weights = [tensor for layer in attention.projections for tensor in (layer.weight, layer.bias)]
+        own = [self.prototype_tokens] if self.gate is None else [self.prototype_tokens, self.gate]
+        return self._constant_rows(own + weights, lambda: self._map(attention))
 
     def _map(self, attention: FusionAttention) -> PromptRows:
         rows = PromptRows(

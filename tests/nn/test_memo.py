@@ -127,6 +127,11 @@ def test_weights_of_inference_mode_have_no_version_to_go_by() -> None:
         assert torch.equal(counted(), counted.expected())
 
 
+def test_what_follows_from_nothing_known_is_not_remembered() -> None:
+    memo: Memo[object] = Memo()
+    assert memo([], object) is not memo([], object)
+
+
 def test_copies_and_files_are_empty(counted: Counted) -> None:
     value = counted()
     for other in (copy.deepcopy(counted), pickle.loads(pickle.dumps(counted))):

@@ -185,6 +185,16 @@ def test_training_and_back(model: GlipForObjectDetection) -> None:
     assert not same(after, before) and same(after, uncached(model))
 
 
+def test_a_frozen_text_encoder_reads_a_caption_once_for_many_steps(
+    model: GlipForObjectDetection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, encode = [], model.text_encoder._encode
+    monkeypatch.setattr(model.text_encoder, "_encode", lambda *inputs: calls.append(inputs) or encode(*inputs))
+    for _ in range(3):
+        step_of_the_prompts(model.train())
+    assert len(calls) == 1
+
+
 def test_gradients_in_evaluation_mode(model: GlipForObjectDetection) -> None:
     fresh = copy.deepcopy(model)
     outputs(model)

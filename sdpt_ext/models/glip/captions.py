@@ -112,9 +112,9 @@ def positive_map(tokens_of_label: Mapping[int, Sequence[int]], class_labels: Ten
 
 
 def longest_caption(attention_mask: Tensor) -> int:
-    """Columns of a (B, T) mask up to the last that holds a real token of any caption."""
+    """Columns of a (B, T) mask up to the last that holds a real token of any caption; one if none does."""
     columns = (attention_mask != 0).any(0).nonzero()
-    return int(columns[-1]) + 1 if len(columns) else 0
+    return int(columns[-1]) + 1 if len(columns) else 1
 
 
 __all__ = ["Caption", "build_caption", "chunk_names", "clean_name", "label_to_tokens", "longest_caption"]

@@ -98,7 +98,7 @@ class GlipForObjectDetection(PreTrainedModel):
         """
         self._check_inputs(pixel_values, input_ids, attention_mask, labels)
         features = self.backbone(pixel_values)
-        read = input_ids.shape[1] if padding_logits else max(1, longest_caption(attention_mask))
+        read = input_ids.shape[1] if padding_logits else longest_caption(attention_mask)
         hidden = self.text_encoder(input_ids[:, :read], attention_mask[:, :read])
         predictions = self.head(features, hidden, attention_mask[:, :read])
         logits = nn.functional.pad(predictions.logits, (0, input_ids.shape[1] - read), value=-LOGIT_LIMIT)

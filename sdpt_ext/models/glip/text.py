@@ -65,12 +65,15 @@ class GlipTextEncoder(nn.Module):
             module.training
             or module._forward_hooks
             or module._forward_pre_hooks
+            or "forward" in vars(module)
             or type(module).__module__.partition(".")[0] not in _PLAIN_PACKAGES
             for module in self.model.modules()
         )
 
     def train(self, mode: bool = True) -> GlipTextEncoder:
-        self._captions.clear()
+        # Every evaluation starts anew. A training loop calls this at every step, and a frozen encoder is at rest there.
+        if not mode:
+            self._captions.clear()
         return super().train(mode)
 
 

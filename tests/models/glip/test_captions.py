@@ -112,7 +112,7 @@ def test_user_text_is_split_at_dots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "expected"), [([[1, 1, 0, 0], [1, 0, 0, 0]], 2), ([[0, 0, 1, 0]], 3), ([[0, 0]], 0), ([[1, 1]], 2)]
+    ("mask", "expected"), [([[1, 1, 0, 0], [1, 0, 0, 0]], 2), ([[0, 0, 1, 0]], 3), ([[0, 0]], 1), ([[1, 1]], 2)]
 )
 def test_longest_caption(mask: list[list[int]], expected: int) -> None:
     assert longest_caption(torch.tensor(mask)) == expected
