@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -198,3 +199,14 @@ def test_cache_is_bounded() -> None:
     assert computed == [0, 1, 2, 3, 1], "1 was not asked for longest when 3 came"
     nothing = CaptionCache(limit_bytes=0)
     assert torch.equal(nothing.get(7, lambda: states(7)), nothing.get(7, lambda: states(7)))
+
+
+def test_cache_of_several_threads() -> None:
+    cache = CaptionCache(limit_bytes=3 * 1024)
+
+    def ask(number: int) -> bool:
+        states = torch.full((256,), float(number % 7))
+        return torch.equal(cache.get(number % 7, states.clone), states)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ask, range(2000)))
