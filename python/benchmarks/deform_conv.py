@@ -10,16 +10,15 @@ same run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from machine import hardware, matmul_peak
+from report import Column, print_header, print_row, write_json
+from timing import alternate
 
 from sdpt_ext import _host
 from sdpt_ext.ops import deform_conv2d
@@ -39,22 +38,29 @@ class Shape(NamedTuple):
 SHAPES = (Shape(1, 256, 100, 167), Shape(1, 256, 50, 84), Shape(8, 64, 32, 43))
 
 
+COLUMNS = (
+    Column("input", 15),
+    Column("pass", 9),
+    Column("torch_ms", 9, ".1f"),
+    Column("ext_ms", 9, ".1f"),
+    Column("ratio", 6, ".1f"),
+    Column("gflops", 7, ".0f"),
+    Column("of_peak", 8, ".0%"),
+)
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    hardware = f"{processor_name()}, {arguments.threads} threads, torch {torch.__version__}"
-    peak = matmul_peak(arguments.repeats)
-    print(f"{hardware}\nmatrix product: {peak / 1e9:.0f} GFLOP/s")
-    print(f"{'input':<16}{'pass':<10}{'torch ms':>10}{'ext ms':>10}{'ratio':>8}{'GFLOP/s':>10}{'of peak':>9}")
-    results = [row for shape in arguments.shapes for row in measure(shape, arguments, peak)]
-    for row in results:
-        print(
-            f"{row['input']:<16}{row['pass']:<10}{row['torch_ms']:>10.1f}{row['ext_ms']:>10.1f}{row['ratio']:>7.1f}x"
-            f"{row['gflops']:>10.0f}{row['fraction_of_peak']:>9.0%}"
-        )
-    if arguments.json:
-        report = {"hardware": hardware, "matmul_gflops": peak / 1e9, "results": results}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    machine, peak = hardware(arguments.threads), matmul_peak(repeats=arguments.repeats)
+    print(f"{machine}\nmatrix product: {peak / 1e9:.0f} GFLOP/s")
+    print_header(COLUMNS)
+    results = []
+    for shape in arguments.shapes:
+        for row in measure(shape, arguments, peak):
+            print_row(COLUMNS, row)
+            results.append(row)
+    write_json(arguments.json, hardware=machine, matmul_gflops=peak / 1e9, results=results)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,7 +97,7 @@ def measure(shape: Shape, arguments: argparse.Namespace, peak: float) -> list[di
                 "ext_ms": 1e3 * medians[1],
                 "ratio": medians[0] / medians[1],
                 "gflops": flops / medians[1] / 1e9,
-                "fraction_of_peak": flops / medians[1] / peak,
+                "of_peak": flops / medians[1] / peak,
             }
         )
     return rows
@@ -115,35 +121,6 @@ def forward_and_backward(shape: Shape, backend: str) -> tuple[Callable[[], Any],
         return torch.autograd.grad(output, leaves, cotangent, retain_graph=True)
 
     return forward, backward
-
-
-def alternate(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each function, called in turn."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, times in zip(functions, seconds):
-            start = time.perf_counter()
-            function()
-            if repeat > 0:  # the first call warms caches and allocators
-                times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
-
-
-def matmul_peak(repeats: int) -> float:
-    """Floating point operations per second of a large float32 matrix product."""
-    size = 2048
-    matrix, result = torch.randn(size, size), torch.empty(size, size)
-    (seconds,) = alternate([lambda: torch.mm(matrix, matrix, out=result)], repeats)
-    return 2 * size**3 / seconds
-
-
-def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,273 @@
+"""Where the time of GLIP-T goes at 800x1333: one image forward with post-processing, and one SDPT training step.
+
+Weights are random. Per part: seconds, operations of its matrix products and convolutions, and their share of the
+machine's measured matmul peak. Every row counts the operations of the compiled backend, whatever a backend computes:
+that is what the part needs. "eager" is the same model with textbook fusion and plain PyTorch operators.
+
+    python python/benchmarks/model.py --json model.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import hardware, matmul_peak
+from parts import PartMeter
+from report import Column, print_header, print_row, write_json
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.bert.modeling_bert import BertLayer
+
+from sdpt_ext import _host, tune
+from sdpt_ext.models import GlipConfig, GlipForObjectDetection
+from sdpt_ext.models.glip.post_processing import post_process_detections
+from sdpt_ext.nn import BiAttentionBlock, DyConv
+
+PADDED_TOKENS = 256
+SIZE_DIVISOR = 32
+COLUMNS = (
+    Column("part", 15),
+    Column("forward_ms", 10, ".0f"),
+    Column("backward_ms", 11, ".0f"),
+    Column("of_time", 7, ".0%"),
+    Column("gflop", 8, ".1f"),
+    Column("gflops", 7, ".0f"),
+    Column("of_peak", 7, ".0%"),
+)
+Totals = dict[tuple[str, str], float]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    machine, peak = hardware(arguments.threads), matmul_peak()
+    print(f"{machine}\nmatrix product: {peak / 1e9:.0f} GFLOP/s")
+    model = GlipForObjectDetection(GlipConfig.tiny())
+    results = []
+    for step in arguments.steps:
+        for tokens in arguments.tokens:
+            run = STEPS[step](model, image_of(arguments.size), *caption_of(tokens))
+            for backend, seconds, flops in measure(model, run, arguments):
+                title = {"step": step, "tokens": tokens, "backend": backend}
+                print("\n" + ", ".join(f"{key} {value}" for key, value in title.items()))
+                print_header(COLUMNS)
+                for row in rows(seconds, flops, peak):
+                    print_row(COLUMNS, row)
+                    results.append(title | row)
+    write_json(arguments.json, hardware=machine, matmul_gflops=peak / 1e9, results=results)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS), help="default: both")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[20, 195], help="real tokens (default: %(default)s)")
+    parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="default: all")
+    parser.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per number (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    return parser.parse_args()
+
+
+def image_of(size: list[int]) -> Tensor:
+    """A random image, padded as the processor pads a batch."""
+    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in size)
+    image = torch.zeros(1, 3, height, width)
+    image[:, :, : size[0], : size[1]] = torch.randn(1, 3, *size)
+    return image
+
+
+def caption_of(tokens: int) -> tuple[Tensor, Tensor]:
+    """Random ids and the mask of the real ones, padded to 256 as GLIP pads."""
+    mask = (torch.arange(PADDED_TOKENS) < tokens)[None].long()
+    return torch.randint(1000, 20000, (1, PADDED_TOKENS)) * mask, mask
+
+
+def forward_step(
+    model: GlipForObjectDetection, image: Tensor, ids: Tensor, mask: Tensor
+) -> Callable[[PartMeter], None]:
+    classes = {label: [2 * label - 1, 2 * label] for label in range(1, int(mask.sum()) // 2)}
+
+    @torch.no_grad()
+    def run(meter: PartMeter) -> None:
+        model.eval()
+        with meter.counting("forward"):
+            output = model(image, ids, mask)
+        assert output.logits is not None
+        logits = make_plausible(output.logits)
+        before = meter.read()
+        post_process_detections(
+            logits,
+            output.box_deltas,
+            output.centerness,
+            model.anchors(output.level_sizes),
+            [classes],
+            [(800, 1333)],
+        )
+        meter.totals["forward", "post-processing"] += meter.read() - before
+
+    return run
+
+
+def make_plausible(logits: Tensor) -> Tensor:
+    """Shift random logits so that one token in 50 at a position passes the score threshold, as on a crowded image."""
+    threshold = torch.tensor(0.05).logit()
+    return logits + threshold - logits.flatten().kthvalue(int(0.98 * logits.numel())).values
+
+
+def training_step(
+    model: GlipForObjectDetection, image: Tensor, ids: Tensor, mask: Tensor
+) -> Callable[[PartMeter], None]:
+    tune(model)
+    prompts = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(prompts, lr=1e-3)
+    corner = torch.rand(10, 2) * 500
+    boxes = torch.cat((corner, corner + 30 + 200 * torch.rand(10, 2)), dim=1)
+    positive_map = torch.zeros(10, PADDED_TOKENS)
+    positive_map[:, 1:3] = 1
+    labels = [{"boxes": boxes, "class_labels": torch.ones(10, dtype=torch.long), "positive_map": positive_map}]
+
+    def run(meter: PartMeter) -> None:
+        model.train()
+        with meter.counting("forward"):
+            loss = model(image, ids, mask, labels=labels).loss
+        with meter.counting("backward"):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+STEPS = {"forward": forward_step, "training": training_step}
+BACKENDS = {"auto": ("auto", "auto"), "eager": ("eager", "torch")}  # of the fusion blocks, of the other operators
+
+
+def parts_of(model: GlipForObjectDetection) -> dict[str, list[nn.Module]]:
+    def all_of(kind: type[nn.Module]) -> list[nn.Module]:
+        return [module for module in model.head.dyhead_tower.modules() if isinstance(module, kind)]
+
+    return {
+        "Swin": [model.backbone.body],
+        "FPN": [model.backbone.fpn],
+        "text": [model.text_encoder],
+        "fusion": list(all_of(BiAttentionBlock)),
+        "BERT layers": all_of(BertLayer),
+        "DyConv": all_of(DyConv),
+        "predictors": [model.head],
+    }
+
+
+def measure(
+    model: GlipForObjectDetection, run: Callable[[PartMeter], None], arguments: argparse.Namespace
+) -> list[tuple[str, Totals, Totals]]:
+    """Median seconds and needed operations by phase and part, for every backend; backends take turns."""
+    use_backend(model, "auto")
+    flops = count_flops(model, run)
+    samples: dict[str, list[Totals]] = {backend: [] for backend in arguments.backends}
+    for repeat in range(arguments.repeats + 1):
+        for backend, measured in samples.items():
+            use_backend(model, backend)
+            with PartMeter(parts_of(model), time.perf_counter).attached() as meter:
+                run(meter)
+            if repeat > 0:  # the first run warms caches and allocators
+                measured.append(meter.totals)
+    return [(backend, median_of(measured), flops) for backend, measured in samples.items()]
+
+
+def use_backend(model: GlipForObjectDetection, name: str) -> None:
+    fusion, operators = BACKENDS[name]
+    model.set_fusion_backend(fusion)
+    os.environ["SDPT_EXT_BACKEND"] = operators
+
+
+def median_of(samples: list[Totals]) -> Totals:
+    return {key: statistics.median(sample.get(key, 0.0) for sample in samples) for key in samples[0]}
+
+
+def count_flops(model: GlipForObjectDetection, run: Callable[[PartMeter], None]) -> Totals:
+    counter = FlopCounterMode(display=False, custom_mapping=operator_flops())
+    with counter, PartMeter(parts_of(model), counter.get_total_flops).attached() as meter:
+        run(meter)
+    return meter.totals
+
+
+def operator_flops() -> dict[Any, Callable[..., int]]:
+    """Operations of the compiled operators, from the shapes of their arguments."""
+    ops = torch.ops.sdpt_ext
+
+    def deform_products(image: Any, weight: Any, stride: Any, padding: Any) -> int:
+        batch, channels, *size = image
+        plan = _host.deform_conv2d_plan(
+            batch, channels, tuple(size), weight[0], tuple(weight[2:]), tuple(stride), tuple(padding)
+        )
+        return plan["forward"]["flops"]
+
+    def deform_forward(
+        image: Any, offset: Any, mask: Any, weight: Any, bias: Any, stride: Any, padding: Any, **_: Any
+    ) -> int:
+        return deform_products(image, weight, stride, padding)
+
+    def deform_backward(
+        grad: Any, image: Any, offset: Any, mask: Any, weight: Any, stride: Any, padding: Any, *_: Any, **__: Any
+    ) -> int:
+        return deform_products(image, weight, stride, padding)
+
+    def attention_forward(
+        x: Any, keys: Any, key_bias: Any, values: Any, prompts: Any, image_mask: Any, num_text: int, *_: Any, **__: Any
+    ) -> int:
+        batch, positions, width = x
+        return 2 * batch * positions * width * keys[1] * (2 * keys[2] + num_text)
+
+    def attention_backward(grad_y: Any, grad_u: Any, grad_mass: Any, x: Any, keys: Any, *_: Any, **__: Any) -> int:
+        batch, positions, width = x
+        return 2 * batch * positions * width * keys[1] * (5 * keys[2] + 2 * grad_u[2])
+
+    return {
+        ops.deform_conv2d: deform_forward,
+        ops.deform_conv2d_backward_data: deform_backward,
+        ops.deform_conv2d_backward_weight: deform_backward,
+        ops.bi_attention: attention_forward,
+        ops.bi_attention_backward: attention_backward,
+    }
+
+
+def rows(seconds: Totals, flops: Totals, peak: float) -> list[dict[str, Any]]:
+    """One row per part and one for the whole step."""
+    parts = list(dict.fromkeys(part for _, part in seconds))
+    everything = sum(seconds.values())
+    table = [row_of(part, seconds, flops, everything, peak) for part in parts]
+    total: Totals = {("forward", "whole"): 0.0, ("backward", "whole"): 0.0}
+    work: Totals = dict(total)
+    for (phase, _), value in seconds.items():
+        total[phase, "whole"] += value
+    for (phase, _), value in flops.items():
+        work[phase, "whole"] += value
+    return [*table, row_of("whole", total, work, everything, peak)]
+
+
+def row_of(part: str, seconds: Totals, flops: Totals, everything: float, peak: float) -> dict[str, Any]:
+    forward, backward = (seconds.get((phase, part), 0.0) for phase in ("forward", "backward"))
+    work = sum(flops.get((phase, part), 0.0) for phase in ("forward", "backward"))
+    speed = work / (forward + backward) if forward + backward else 0.0
+    return {
+        "part": part,
+        "forward_ms": 1e3 * forward,
+        "backward_ms": 1e3 * backward or None,
+        "of_time": (forward + backward) / everything,
+        "gflop": work / 1e9,
+        "gflops": speed / 1e9,
+        "of_peak": speed / peak,
+    }
+
+
+if __name__ == "__main__":
+    main()
