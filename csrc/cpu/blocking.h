@@ -18,16 +18,21 @@ inline Range share(int64_t total, int64_t parts, int64_t index) {
   return {total * index / parts, total * (index + 1) / parts};
 }
 
-// The positions of one sample in blocks whose sampled columns, (positions, taps, channels), stay in the caches.
+// The positions of one sample in blocks whose sampled columns, (positions, taps, channels), stay in the caches. They
+// are not small, since the product packs the filters anew for every block. The threads that work on one sample get
+// equally many.
 struct Blocks {
   int64_t positions, count;
 
-  Blocks(const DeformShape& shape, int64_t channels, int64_t element_size) : positions(shape.positions()) {
-    constexpr int64_t kColumnBytes = int64_t{2} << 20;
+  Blocks(const DeformShape& shape, int64_t channels, int64_t element_size, int64_t threads = 1)
+      : positions(shape.positions()) {
+    constexpr int64_t kColumnBytes = int64_t{3} << 20;
     constexpr int64_t kShortest = 32;
     const int64_t position_bytes = shape.taps() * std::max<int64_t>(channels, 1) * element_size;
     const int64_t longest = std::max(kColumnBytes / position_bytes, kShortest);
-    count = (positions + longest - 1) / longest;
+    const int64_t sharers = (threads + shape.batch - 1) / shape.batch;
+    const int64_t rounds = (positions + longest * sharers - 1) / (longest * sharers);
+    count = std::min(rounds * sharers, std::max<int64_t>(positions / kShortest, 1));
   }
 
   Range operator[](int64_t index) const { return share(positions, count, index); }

@@ -21,7 +21,7 @@ struct Forward {
   T* output;        // (batch, out_channels, positions)
 
   void run() const {
-    const Blocks blocks(shape, shape.channels, sizeof(T));
+    const Blocks blocks(shape, shape.channels, sizeof(T), torch::stable::get_num_threads());
     torch::stable::parallel_for(0, shape.batch * blocks.count, 1, [&](int64_t begin, int64_t end) {
       const auto columns = scratch<T>(blocks.longest() * shape.taps() * shape.channels);
       for (int64_t task = begin; task < end; ++task) {

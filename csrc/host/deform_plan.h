@@ -30,7 +30,7 @@ inline DeformPlan plan_deform_conv2d(const DeformShape& shape, int64_t element_s
   const int64_t filters = shape.out_channels * (shape.taps() * shape.channels + 1);
   const int64_t output = shape.batch * shape.out_channels * shape.positions();
 
-  const cpu::Blocks blocks(shape, shape.channels, element_size);
+  const cpu::Blocks blocks(shape, shape.channels, element_size, threads);
   const cpu::BackwardTasks tasks(shape, threads);
   const int64_t slice = (shape.channels + tasks.channel_slices - 1) / tasks.channel_slices;
   const cpu::Blocks slice_blocks(shape, slice, element_size);

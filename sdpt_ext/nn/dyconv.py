@@ -57,7 +57,7 @@ class DyReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         coefficients = self.fc(x.mean((2, 3)))[..., None, None] - 0.5
         a1, b1, a2, b2 = coefficients.chunk(4, dim=1)
-        return torch.maximum(x * (2.0 * a1 + 1.0) + b1, x * (2.0 * a2) + b2)
+        return torch.maximum(torch.addcmul(b1, x, 2.0 * a1 + 1.0), torch.addcmul(b2, x, 2.0 * a2))
 
 
 class DyConv(nn.Module):
@@ -78,7 +78,8 @@ class DyConv(nn.Module):
     def _candidates(self, features: list[Tensor], level: int) -> list[Tensor]:
         from_above, same, from_below = self.DyConv
         feature = features[level]
-        offset, mask = self.offset(feature).split((2 * _TAPS, _TAPS), dim=1)
+        # Contiguous once, or every branch would copy them.
+        offset, mask = self.offset(feature).contiguous().split((2 * _TAPS, _TAPS), dim=1)
         mask = mask.sigmoid()
         candidates = [same(feature, offset, mask)]
         if level > 0:
@@ -89,14 +90,18 @@ class DyConv(nn.Module):
             candidates.append(F.interpolate(coarse, size=size, mode="bilinear", align_corners=True))
         return candidates
 
+    def _mix(self, candidates: list[Tensor]) -> Tensor:
+        """Mean of the candidates, each times its own attention."""
+        first, *others = candidates
+        attention = [self.h_sigmoid(self.AttnConv(c)) / len(candidates) for c in candidates]
+        mixed = first * attention[0]
+        for candidate, weight in zip(others, attention[1:]):
+            mixed = torch.addcmul(mixed, candidate, weight)
+        return mixed
+
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Five (B, C, h, w) maps, finest first -> five maps of the same shapes."""
-        outputs = []
-        for level in range(len(features)):
-            candidates = self._candidates(features, level)
-            mixed = sum(c * self.h_sigmoid(self.AttnConv(c)) for c in candidates) / len(candidates)
-            outputs.append(self.relu(mixed))
-        return outputs
+        return [self.relu(self._mix(self._candidates(features, level))) for level in range(len(features))]
 
 
 __all__ = ["Conv3x3Norm", "DyConv", "DyReLU", "HardSigmoid", "ModulatedDeformConv"]
