@@ -50,20 +50,22 @@ struct TextTraits {
 };
 
 // What backward needs to know of a text token beside its vectors.
+template <typename Number>
 struct TextTerm {
-  float bias;       // of the image's logits; -infinity hides the token from the image
-  float lse;        // of the token's own softmax; +infinity where it has none
-  float delta;      // gradients of u and mass times their values
-  float grad_mass;
+  Number bias;       // of the image's logits; -infinity hides the token from the image
+  Number lse;        // of the token's own softmax; +infinity where it has none
+  Number delta;      // gradients of u and mass times their values
+  Number grad_mass;
 };
 
+template <typename Number>
 struct TextTerms {
-  const float* bias;                       // (B, H, T)
-  const float *lse, *delta, *grad_mass;  // (B, H, L)
+  const Number* bias;                       // (B, H, T)
+  const Number *lse, *delta, *grad_mass;  // (B, H, L)
 
   // head counts over the whole batch.
-  __device__ TextTerm load(const Sizes& shape, int64_t head, int token) const {
-    TextTerm term{-kInfinity, kInfinity, 0.f, 0.f};
+  __device__ TextTerm<Number> load(const Sizes& shape, int64_t head, int token) const {
+    TextTerm<Number> term{-kInfinity, kInfinity, 0, 0};
     if (token < shape.tokens) {
       term.bias = bias[head * shape.tokens + token];
     }
@@ -79,9 +81,10 @@ struct TextTerms {
 struct DropoutKeys {
   uint32_t image, text;
 
-  __device__ static DropoutKeys of(const Dropout& dropout, const Sizes& shape, int64_t token) {
+  template <typename Number>
+  __device__ static DropoutKeys of(const Dropout<Number>& dropout, const Sizes& shape, int64_t token) {
     const uint32_t count = shape.batch * shape.heads * shape.tokens;
-    return {dropout.key(Dropout::kImage, token, count), dropout.key(Dropout::kText, token, count)};
+    return {dropout.key(kImage, token, count), dropout.key(kText, token, count)};
   }
 };
 

@@ -10,23 +10,25 @@ namespace {
 
 struct Backward {
   Sizes shape;
-  Dropout dropout;
+  double dropout_p;
+  int64_t seed;
   Tensor grad_y, grad_u, grad_mass, x, keys, key_bias, values;
   std::optional<Tensor> prompts, image_mask;
   Tensor u, mass, image_lse, text_lse;
   Tensor image_delta, text_delta;
   Tensor grad_x, grad_keys, grad_bias, grad_values, prompt_sums;
 
-  TextTerms terms() const {
-    return {data<float>(key_bias), data<float>(text_lse), data<float>(text_delta), data<float>(grad_mass)};
+  template <typename Number>
+  TextTerms<Number> terms() const {
+    return {data<Number>(key_bias), data<Number>(text_lse), data<Number>(text_delta), data<Number>(grad_mass)};
   }
 };
 
 template <typename Element>
 struct TextDeltaParams {
   const Element *grad_u, *u;
-  const float *grad_mass, *mass;
-  float* delta;
+  const NumberOf<Element>*grad_mass, *mass;
+  NumberOf<Element>* delta;
   int64_t rows;
   int width;
 };
@@ -38,9 +40,9 @@ __global__ void __launch_bounds__(kMergeThreads) text_delta(const __grid_constan
   if (row >= p.rows) {
     return;
   }
-  float sum = 0.f;
+  NumberOf<Element> sum = 0;
   for (int column = 2 * lane(); column < p.width; column += 64) {
-    const float2 grad = load_pair(p.grad_u + row * p.width + column), value = load_pair(p.u + row * p.width + column);
+    const auto grad = load_pair(p.grad_u + row * p.width + column), value = load_pair(p.u + row * p.width + column);
     sum += grad.x * value.x + grad.y * value.y;
   }
 #pragma unroll
@@ -54,10 +56,11 @@ __global__ void __launch_bounds__(kMergeThreads) text_delta(const __grid_constan
 
 template <typename Element>
 void run_text_delta(const Backward& b, const LaunchScope& scope) {
+  using Number = NumberOf<Element>;
   const int64_t rows = b.text_delta.numel();
   if (rows > 0) {
-    const TextDeltaParams<Element> params{data<Element>(b.grad_u),    data<Element>(b.u), data<float>(b.grad_mass),
-                                          data<float>(b.mass),        mutable_data<float>(b.text_delta),
+    const TextDeltaParams<Element> params{data<Element>(b.grad_u),    data<Element>(b.u), data<Number>(b.grad_mass),
+                                          data<Number>(b.mass),        mutable_data<Number>(b.text_delta),
                                           rows,                       b.shape.width};
     const int64_t blocks = (rows + kMergeRows - 1) / kMergeRows;
     text_delta<Element><<<static_cast<unsigned>(blocks), kMergeThreads, 0, scope.stream()>>>(params);
@@ -68,36 +71,38 @@ void run_text_delta(const Backward& b, const LaunchScope& scope) {
 template <class Traits>
 void run_image(const Backward& b, const LaunchScope& scope) {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   ImageBackwardParams<Element> params{};
   params.shape = b.shape;
   const int tiles = ceil_div(b.shape.image, Traits::kRows) + ceil_div(b.shape.prompts, Traits::kRows);
   params.work = {int64_t{b.shape.batch} * tiles, b.shape.heads, 1};
-  params.dropout = b.dropout;
+  params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
   params.x = data<Element>(b.x);
   params.prompts = b.prompts ? data<Element>(*b.prompts) : nullptr;
   params.grad_y = data<Element>(b.grad_y);
   params.visible = b.image_mask ? data<bool>(*b.image_mask) : nullptr;
-  params.image_lse = data<float>(b.image_lse);
-  params.text = b.terms();
+  params.image_lse = data<Number>(b.image_lse);
+  params.text = b.terms<Number>();
   const TextOperand<Element> keys{data<Element>(b.keys), b.shape.tokens};
   const TextOperand<Element> values{data<Element>(b.values), b.shape.tokens};
   const TextOperand<Element> grad_u{data<Element>(b.grad_u), b.shape.text};
   const TextOperand<Element> operands[] = {keys, values, grad_u, keys, grad_u};
   std::copy(std::begin(operands), std::end(operands), params.operands);
   params.grad_x = mutable_data<Element>(b.grad_x);
-  params.grad_prompts = mutable_data<float>(b.prompt_sums);
-  params.image_delta = mutable_data<float>(b.image_delta);
+  params.grad_prompts = mutable_data<Number>(b.prompt_sums);
+  params.image_delta = mutable_data<Number>(b.image_delta);
   launch<ImageBackward<Traits>, Traits>(scope, b.x, params, image_backward<Traits>, merge_image_backward<Traits>);
 }
 
 template <class Traits>
 void run_text(const Backward& b, const LaunchScope& scope) {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   TextBackwardParams<Element> params{};
   params.shape = b.shape;
   params.work = {int64_t{b.shape.batch} * ceil_div(b.shape.heads * b.shape.tokens, Traits::kRows),
                  ImageStream<Traits, true>::items(b.shape), 1};
-  params.dropout = b.dropout;
+  params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
   params.image.rows = data<Element>(b.x);
   params.image.prompts = b.prompts ? data<Element>(*b.prompts) : nullptr;
   params.image.visible = b.image_mask ? data<bool>(*b.image_mask) : nullptr;
@@ -105,12 +110,12 @@ void run_text(const Backward& b, const LaunchScope& scope) {
   params.keys = data<Element>(b.keys);
   params.values = data<Element>(b.values);
   params.grad_u = data<Element>(b.grad_u);
-  params.image_lse = data<float>(b.image_lse);
-  params.image_delta = data<float>(b.image_delta);
-  params.text = b.terms();
+  params.image_lse = data<Number>(b.image_lse);
+  params.image_delta = data<Number>(b.image_delta);
+  params.text = b.terms<Number>();
   params.grad_keys = mutable_data<Element>(b.grad_keys);
   params.grad_values = mutable_data<Element>(b.grad_values);
-  params.grad_bias = mutable_data<float>(b.grad_bias);
+  params.grad_bias = mutable_data<Number>(b.grad_bias);
   launch<TextBackward<Traits>, Traits>(scope, b.x, params, text_backward<Traits>, merge_text_backward<Traits>);
 }
 
@@ -121,7 +126,9 @@ void choose_image(const Backward& b, const LaunchScope& scope) {
   using Large = ImageTraits<Element, kWidth, 288, kRows>;
   using Medium = ImageTraits<Element, kWidth, 96, kRows>;
   using Small = ImageTraits<Element, kWidth, 32, 32>;
-  if (b.shape.tokens > 96 && fits<ImageBackward<Large>>()) {
+  if constexpr (sizeof(Element) == 8) {
+    run_image<Small>(b, scope);
+  } else if (b.shape.tokens > 96 && fits<ImageBackward<Large>>()) {
     run_image<Large>(b, scope);
   } else if (b.shape.tokens > 32 && fits<ImageBackward<Medium>>()) {
     run_image<Medium>(b, scope);
@@ -169,21 +176,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   const LaunchScope scope(x);
-  Backward b{sizes_of(shape),    Dropout::with(dropout_p, seed),
-             aligned(grad_y),    aligned(grad_u),
-             aligned(grad_mass), aligned(x),
-             aligned(keys),      aligned(key_bias),
-             aligned(values),    aligned(prompts),
-             aligned(image_mask), aligned(u),
+  Backward b{sizes_of(shape),    dropout_p, seed,
+             padded(grad_y),     padded(grad_u),
+             aligned(grad_mass), padded(x),
+             padded(keys),       aligned(key_bias),
+             padded(values),     padded(prompts),
+             aligned(image_mask), padded(u),
              aligned(mass),      aligned(image_lse),
              aligned(text_lse)};
-  b.image_delta = empty_float(x, {shape.batch, shape.heads, shape.positions});
-  b.text_delta = empty_float(x, {shape.batch, shape.heads, shape.text});
-  b.grad_x = zeros(b.x, {shape.batch, shape.positions, shape.width});
-  b.grad_keys = empty(b.x, {shape.batch, shape.heads, shape.tokens, shape.width});
-  b.grad_values = empty(b.x, {shape.batch, shape.heads, shape.tokens, shape.width});
-  b.grad_bias = empty_float(x, {shape.batch, shape.heads, shape.tokens});
-  b.prompt_sums = empty_float(x, {shape.batch, shape.prompts, shape.width});
+  b.image_delta = empty_numbers(x, {shape.batch, shape.heads, shape.positions});
+  b.text_delta = empty_numbers(x, {shape.batch, shape.heads, shape.text});
+  b.grad_x = zeros(b.x, {shape.batch, shape.positions, b.shape.width});
+  b.grad_keys = empty(b.x, {shape.batch, shape.heads, shape.tokens, b.shape.width});
+  b.grad_values = empty(b.x, {shape.batch, shape.heads, shape.tokens, b.shape.width});
+  b.grad_bias = empty_numbers(x, {shape.batch, shape.heads, shape.tokens});
+  b.prompt_sums = empty_numbers(x, {shape.batch, shape.prompts, b.shape.width});
   if (shape.tokens > 0) {
     dispatch_element(x, [&](auto element) {
       run_text_delta<decltype(element)>(b, scope);
@@ -196,7 +203,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
     torch::stable::zero_(b.prompt_sums);
   }
   const Tensor grad_prompts = torch::stable::to(sum_first(b.prompt_sums), x.scalar_type());
-  return {b.grad_x, b.grad_keys, b.grad_bias, b.grad_values, grad_prompts};
+  const auto cut = [&](const Tensor& rows) { return unpadded(rows, shape.width); };
+  return {cut(b.grad_x), cut(b.grad_keys), b.grad_bias, cut(b.grad_values), cut(grad_prompts)};
 }
 
 }  // namespace sdpt_ext::cuda

@@ -9,7 +9,8 @@ namespace {
 
 struct Forward {
   Sizes shape;
-  Dropout dropout;
+  double dropout_p;
+  int64_t seed;
   Tensor x, keys, key_bias, values;
   std::optional<Tensor> prompts, image_mask;
   Tensor y, u, mass, image_lse, text_lse;
@@ -18,34 +19,36 @@ struct Forward {
 template <class Traits>
 void run_image(const Forward& f, const LaunchScope& scope) {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   ImageForwardParams<Element> params{};
   params.shape = f.shape;
   params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.image, Traits::kRows), f.shape.heads, 1};
-  params.dropout = f.dropout;
+  params.dropout = Dropout<Number>::with(f.dropout_p, f.seed);
   params.x = data<Element>(f.x);
-  params.key_bias = data<float>(f.key_bias);
+  params.key_bias = data<Number>(f.key_bias);
   params.operands[0] = {data<Element>(f.keys), f.shape.tokens};
   params.operands[1] = {data<Element>(f.values), f.shape.tokens};
   params.y = mutable_data<Element>(f.y);
-  params.lse = mutable_data<float>(f.image_lse);
+  params.lse = mutable_data<Number>(f.image_lse);
   launch<ImageForward<Traits>, Traits>(scope, f.x, params, image_forward<Traits>, merge_image_forward<Traits>);
 }
 
 template <class Traits>
 void run_text(const Forward& f, const LaunchScope& scope) {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   TextForwardParams<Element> params{};
   params.shape = f.shape;
   params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.heads * f.shape.text, Traits::kRows),
                  ImageStream<Traits, false>::items(f.shape), 1};
-  params.dropout = f.dropout;
+  params.dropout = Dropout<Number>::with(f.dropout_p, f.seed);
   params.image.rows = data<Element>(f.x);
   params.image.prompts = f.prompts ? data<Element>(*f.prompts) : nullptr;
   params.image.visible = f.image_mask ? data<bool>(*f.image_mask) : nullptr;
   params.keys = data<Element>(f.keys);
   params.u = mutable_data<Element>(f.u);
-  params.mass = mutable_data<float>(f.mass);
-  params.lse = mutable_data<float>(f.text_lse);
+  params.mass = mutable_data<Number>(f.mass);
+  params.lse = mutable_data<Number>(f.text_lse);
   launch<TextForward<Traits>, Traits>(scope, f.x, params, text_forward<Traits>, merge_text_forward<Traits>);
 }
 
@@ -56,7 +59,9 @@ void choose_image(const Forward& f, const LaunchScope& scope) {
   using Small = ImageTraits<Element, kWidth, 32, kRows>;
   using Medium = ImageTraits<Element, kWidth, 96, kRows>;
   using Large = ImageTraits<Element, kWidth, 288, kRows>;
-  if (f.shape.tokens > 96 && fits<ImageForward<Large>>()) {
+  if constexpr (sizeof(Element) == 8) {
+    run_image<Small>(f, scope);
+  } else if (f.shape.tokens > 96 && fits<ImageForward<Large>>()) {
     run_image<Large>(f, scope);
   } else if (f.shape.tokens > 32 && fits<ImageForward<Medium>>()) {
     run_image<Medium>(f, scope);
@@ -70,7 +75,9 @@ void choose_text(const Forward& f, const LaunchScope& scope) {
   constexpr int kRows = sizeof(Element) == 2 ? 64 : 32, kColumns = kRows;
   using Large = TextTraits<Element, kWidth, kRows, kColumns, 2>;
   using Small = TextTraits<Element, kWidth, kRows, 32, 1>;
-  if (fits<TextForward<Large>>()) {
+  if constexpr (sizeof(Element) == 8) {
+    run_text<Small>(f, scope);
+  } else if (fits<TextForward<Large>>()) {
     run_text<Large>(f, scope);
   } else {
     run_text<Small>(f, scope);
@@ -91,13 +98,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   const LaunchScope scope(x);
-  Forward f{sizes_of(shape), Dropout::with(dropout_p, seed), aligned(x), aligned(keys), aligned(key_bias),
-            aligned(values), aligned(prompts),  aligned(image_mask)};
-  f.y = zeros(f.x, {shape.batch, shape.positions, shape.width});
-  f.u = empty(f.x, {shape.batch, shape.heads, shape.text, shape.width});
-  f.mass = empty_float(x, {shape.batch, shape.heads, shape.text});
-  f.image_lse = empty_float(x, {shape.batch, shape.heads, shape.positions});
-  f.text_lse = empty_float(x, {shape.batch, shape.heads, shape.text});
+  Forward f{sizes_of(shape), dropout_p, seed, padded(x), padded(keys), aligned(key_bias),
+            padded(values), padded(prompts), aligned(image_mask)};
+  f.y = zeros(f.x, {shape.batch, shape.positions, f.shape.width});
+  f.u = empty(f.x, {shape.batch, shape.heads, shape.text, f.shape.width});
+  f.mass = empty_numbers(x, {shape.batch, shape.heads, shape.text});
+  f.image_lse = empty_numbers(x, {shape.batch, shape.heads, shape.positions});
+  f.text_lse = empty_numbers(x, {shape.batch, shape.heads, shape.text});
   if (shape.tokens > 0) {
     dispatch_element(x, [&](auto element) {
       dispatch_width(f.shape.width, [&](auto width) {
@@ -108,7 +115,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
   } else {
     torch::stable::fill_(f.image_lse, kInfinity);
   }
-  return {f.y, f.u, f.mass, f.image_lse, f.text_lse};
+  return {unpadded(f.y, shape.width), unpadded(f.u, shape.width), f.mass, f.image_lse, f.text_lse};
 }
 
 }  // namespace sdpt_ext::cuda

@@ -12,18 +12,20 @@ namespace sdpt_ext::cuda {
 
 template <typename Element>
 struct ImageBackwardParams {
+  using Number = NumberOf<Element>;
+
   Sizes shape;
   Work work;  // a tile per (batch, kRows image rows or prompts), a step per head
-  Dropout dropout;
+  Dropout<Number> dropout;
   const Element *x, *prompts, *grad_y;
   const bool* visible;     // (B, N) or null
-  const float* image_lse;  // (B, H, N)
-  TextTerms text;
+  const Number* image_lse;  // (B, H, N)
+  TextTerms<Number> text;
   TextOperand<Element> operands[5];  // deep: keys, values, grad_u; wide: keys, grad_u
   Element* grad_x;
-  float* grad_prompts;  // (B, K, D)
-  float* image_delta;   // (B, H, N): gradients of the image's weights times the weights
-  float* partial;       // slots of (kRows, kWidth)
+  Number* grad_prompts;  // (B, K, D)
+  Number* image_delta;   // (B, H, N): gradients of the image's weights times the weights
+  Number* partial;       // slots of (kRows, kWidth)
 };
 
 // Which rows a tile holds.
@@ -46,10 +48,11 @@ struct RowTile {
 template <class Traits>
 struct ImageBackward {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   using Params = ImageBackwardParams<Element>;
   using Stream = SliceStream<Traits, 3, 2, 2>;
-  using Scores = Accumulator<Traits::kTokens>;
-  using Output = Accumulator<Traits::kWidth>;
+  using Scores = Accumulator<Traits::kTokens, Number>;
+  using Output = Accumulator<Traits::kWidth, Number>;
   using Operand = Tile<Element, Traits::kWidth>;
   using Weights = Tile<Element, Traits::kTokens>;
   static constexpr int kRows = Traits::kRows, kSlot = kRows * Traits::kWidth;
@@ -60,16 +63,16 @@ struct ImageBackward {
     alignas(128) Element score_grads[kRows * Traits::kTokens];
     alignas(128) Element text_weights[kRows * Traits::kTokens];
     alignas(128) Element stages[Stream::kStages * Stream::kStage];
-    alignas(16) TextTerm terms[Traits::kTokens];
+    alignas(16) TextTerm<Number> terms[Traits::kTokens];
     DropoutKeys dropout_keys[Traits::kTokens];
-    float deltas[kWarpColumns * kRows];
+    Number deltas[kWarpColumns * kRows];
   };
 
   const Params& p;
   Memory& shared;
   Stream stream;
   // Of the rows that a thread holds elements of.
-  float hidden[kRowsOfThread];  // 0, or -infinity where the text does not see the row
+  Number hidden[kRowsOfThread];  // 0, or -infinity where the text does not see the row
   int row[kRowsOfThread];       // prompt k counts as row N + k
 
   __device__ ImageBackward(const Params& params, Memory& memory)
@@ -108,7 +111,7 @@ struct ImageBackward {
       const int own = row_of_thread(i), place = tile.first + own;
       const bool masked = !tile.prompt && p.visible != nullptr && own < tile.count &&
                           !p.visible[tile.batch * p.shape.image + place];
-      hidden[i] = own >= tile.count || masked ? -kInfinity : 0.f;
+      hidden[i] = own >= tile.count || masked ? -kInfinity : Number(0);
       row[i] = tile.prompt ? p.shape.image + place : place;
     }
   }
@@ -118,7 +121,7 @@ struct ImageBackward {
     const Operand x{shared.x}, grad_y{shared.grad_y};
     const Weights score_grads{shared.score_grads}, text_weights{shared.text_weights};
     const int chunks = stream.chunks();
-    float lse[kRowsOfThread], delta[kRowsOfThread] = {};
+    Number lse[kRowsOfThread], delta[kRowsOfThread] = {};
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       const bool exists = !tile.prompt && row_of_thread(i) < tile.count;
@@ -131,7 +134,7 @@ struct ImageBackward {
       store_weights(scores, lse);
       multiply_deep(scores, grad_y);
       if (p.dropout.active()) {
-        scores.for_each([&](float& grad, int i, int column) {
+        scores.for_each([&](Number& grad, int i, int column) {
           grad *= p.dropout.factor(shared.dropout_keys[column].image, row[i]);
         });
       }
@@ -175,9 +178,9 @@ struct ImageBackward {
   }
 
   // The weights of both directions, each where its gradient will stand: a thread only meets its own elements there.
-  __device__ __forceinline__ void store_weights(Scores& scores, const float (&lse)[kRowsOfThread]) {
-    scores.for_each_pair([&](float& a, float& b, int i, int column) {
-      const TextTerm first = shared.terms[column], second = shared.terms[column + 1];
+  __device__ __forceinline__ void store_weights(Scores& scores, const Number (&lse)[kRowsOfThread]) {
+    scores.for_each_pair([&](Number& a, Number& b, int i, int column) {
+      const TextTerm<Number> first = shared.terms[column], second = shared.terms[column + 1];
       store_pair(Weights{shared.score_grads}.at(row_of_thread(i), column),
                  exponential<Element>(a + first.bias - lse[i]), exponential<Element>(b + second.bias - lse[i]));
       store_pair(Weights{shared.text_weights}.at(row_of_thread(i), column),
@@ -185,14 +188,14 @@ struct ImageBackward {
     });
   }
 
-  __device__ __forceinline__ void add_delta(Scores& weight_grads, float (&delta)[kRowsOfThread]) {
-    weight_grads.for_each_pair([&](float& a, float& b, int i, int column) {
-      const float2 weight = load_pair(Weights{shared.score_grads}.at(row_of_thread(i), column));
+  __device__ __forceinline__ void add_delta(Scores& weight_grads, Number (&delta)[kRowsOfThread]) {
+    weight_grads.for_each_pair([&](Number& a, Number& b, int i, int column) {
+      const auto weight = load_pair(Weights{shared.score_grads}.at(row_of_thread(i), column));
       delta[i] += weight.x * a + weight.y * b;
     });
   }
 
-  __device__ __forceinline__ void store_delta(const float (&delta)[kRowsOfThread], int64_t head, const RowTile& tile) {
+  __device__ __forceinline__ void store_delta(const Number (&delta)[kRowsOfThread], int64_t head, const RowTile& tile) {
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       if (speaks_for_row() && !tile.prompt && row_of_thread(i) < tile.count) {
@@ -201,22 +204,22 @@ struct ImageBackward {
     }
   }
 
-  __device__ __forceinline__ void store_image_grads(Scores& weight_grads, const float (&delta)[kRowsOfThread]) {
-    weight_grads.for_each_pair([&](float& a, float& b, int i, int column) {
+  __device__ __forceinline__ void store_image_grads(Scores& weight_grads, const Number (&delta)[kRowsOfThread]) {
+    weight_grads.for_each_pair([&](Number& a, Number& b, int i, int column) {
       Element* place = Weights{shared.score_grads}.at(row_of_thread(i), column);
-      const float2 weight = load_pair(place);
+      const auto weight = load_pair(place);
       store_pair(place, weight.x * (a - delta[i]), weight.y * (b - delta[i]));
     });
   }
 
   // Adds the text direction to the gradients of the scores, and applies its dropout to its weights.
   __device__ __forceinline__ void add_text_grads(Scores& weight_grads) {
-    weight_grads.for_each_pair([&](float& a, float& b, int i, int column) {
+    weight_grads.for_each_pair([&](Number& a, Number& b, int i, int column) {
       Element* grad_place = Weights{shared.score_grads}.at(row_of_thread(i), column);
       Element* weight_place = Weights{shared.text_weights}.at(row_of_thread(i), column);
-      const TextTerm first = shared.terms[column], second = shared.terms[column + 1];
-      const float2 weight = load_pair(weight_place), grad = load_pair(grad_place);
-      float2 factor = make_float2(1.f, 1.f);
+      const TextTerm<Number> first = shared.terms[column], second = shared.terms[column + 1];
+      const auto weight = load_pair(weight_place), grad = load_pair(grad_place);
+      auto factor = pair_of(Number(1), Number(1));
       if (p.dropout.active()) {
         factor.x = p.dropout.factor(shared.dropout_keys[column].text, row[i]);
         factor.y = p.dropout.factor(shared.dropout_keys[column + 1].text, row[i]);
@@ -228,7 +231,7 @@ struct ImageBackward {
   }
 
   __device__ __forceinline__ void store_prompts(Output& output, const RowTile& tile) {
-    output.for_each_pair([&](float& a, float& b, int i, int column) {
+    output.for_each_pair([&](Number& a, Number& b, int i, int column) {
       if (row_of_thread(i) < tile.count && column < p.shape.width) {
         const int64_t prompt = tile.batch * p.shape.prompts + tile.first + row_of_thread(i);
         store_pair(p.grad_prompts + prompt * p.shape.width + column, a, b);
@@ -249,6 +252,7 @@ __global__ void __launch_bounds__(Traits::kThreads)
 template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_image_backward(const __grid_constant__ ImageBackwardParams<typename Traits::Element> p) {
+  using Number = NumberOf<typename Traits::Element>;
   SharedTile shared;
   if (!find_shared_tile(p.work, blockIdx.x, shared)) {
     return;
@@ -260,7 +264,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
   const auto sum = [&](int column) {
     return sum_slots(shared, p.partial + row * Traits::kWidth + column, ImageBackward<Traits>::kSlot,
-                     [](int64_t) { return 1.f; });
+                     [](int64_t) { return Number(1); });
   };
   if (tile.prompt) {
     merge_columns(p.grad_prompts + (tile.batch * p.shape.prompts + tile.first + row) * width, width, sum);

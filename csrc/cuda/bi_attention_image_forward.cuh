@@ -12,15 +12,17 @@ namespace sdpt_ext::cuda {
 
 template <typename Element>
 struct ImageForwardParams {
+  using Number = NumberOf<Element>;
+
   Sizes shape;
   Work work;  // a tile per (batch, kRows image rows), a step per head
-  Dropout dropout;
+  Dropout<Number> dropout;
   const Element* x;
-  const float* key_bias;
+  const Number* key_bias;
   TextOperand<Element> operands[2];  // keys, values
   Element* y;
-  float* lse;      // (B, H, N)
-  float* partial;  // slots of (kRows, kWidth)
+  Number* lse;      // (B, H, N)
+  Number* partial;  // slots of (kRows, kWidth)
 
   __device__ int tiles_per_image() const { return static_cast<int>(work.tiles / shape.batch); }
 };
@@ -28,20 +30,21 @@ struct ImageForwardParams {
 template <class Traits>
 struct ImageForward {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   using Params = ImageForwardParams<Element>;
   using Stream = SliceStream<Traits, 1, 1, 1>;
-  using Scores = Accumulator<Traits::kTokens>;
-  using Output = Accumulator<Traits::kWidth>;
+  using Scores = Accumulator<Traits::kTokens, Number>;
+  using Output = Accumulator<Traits::kWidth, Number>;
   static constexpr int kSlot = Traits::kRows * Traits::kWidth;
 
   struct Memory {
     alignas(128) Element x[Traits::kRows * Traits::kWidth];
     alignas(128) Element weights[Traits::kRows * Traits::kTokens];
     alignas(128) Element stages[Stream::kStages * Stream::kStage];
-    float bias[Traits::kTokens];
+    Number bias[Traits::kTokens];
     uint32_t dropout_keys[Traits::kTokens];
-    float maxima[kWarpColumns * Traits::kRows];
-    float sums[kWarpColumns * Traits::kRows];
+    Number maxima[kWarpColumns * Traits::kRows];
+    Number sums[kWarpColumns * Traits::kRows];
   };
 
   const Params& p;
@@ -77,10 +80,10 @@ struct ImageForward {
   __device__ __forceinline__ void attend(Output& output, int64_t head, int first) {
     const int chunks = stream.chunks();
     Scores scores;
-    float maximum[kRowsOfThread], sum[kRowsOfThread];
+    Number maximum[kRowsOfThread], sum[kRowsOfThread];
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      maximum[i] = -kInfinity, sum[i] = 0.f;
+      maximum[i] = -kInfinity, sum[i] = Number(0);
     }
     for (int visit = 0; visit < stream.visits(); ++visit) {
       compute_scores(scores, head, visit % chunks);
@@ -89,7 +92,7 @@ struct ImageForward {
       }
       exponentiate(scores, maximum);
       if (visit < chunks) {
-        scores.for_each([&](float& weight, int i, int) { sum[i] += weight; });
+        scores.for_each([&](Number& weight, int i, int) { sum[i] += weight; });
       }
       if (visit == chunks - 1) {
         reduce_rows<Traits::kRows>(sum, shared.sums, Sum{});
@@ -116,21 +119,21 @@ struct ImageForward {
       const int64_t position = head * p.shape.tokens + token;
       shared.bias[i] = token < p.shape.tokens ? p.key_bias[position] : -kInfinity;
       shared.dropout_keys[i] =
-          p.dropout.key(Dropout::kImage, position, p.shape.batch * p.shape.heads * p.shape.tokens);
+          p.dropout.key(kImage, position, p.shape.batch * p.shape.heads * p.shape.tokens);
     }
     scores.clear();
     const Tile<Element, Traits::kWidth> x{shared.x};
     for (int slice = 0; slice < stream.deep_slices(); ++slice) {
       multiply_transposed<Traits::kDepth>(scores, x, slice * Traits::kDepth, stream.next_deep());
     }
-    scores.for_each([&](float& score, int, int column) { score += shared.bias[column]; });
+    scores.for_each([&](Number& score, int, int column) { score += shared.bias[column]; });
   }
 
   __device__ __forceinline__ void raise_maximum(Scores& scores,
-                                                float (&maximum)[kRowsOfThread],
-                                                float (&sum)[kRowsOfThread]) {
-    float largest[kRowsOfThread] = {maximum[0], maximum[1], maximum[2], maximum[3]};
-    scores.for_each([&](float& score, int i, int) { largest[i] = fmaxf(largest[i], score); });
+                                                Number (&maximum)[kRowsOfThread],
+                                                Number (&sum)[kRowsOfThread]) {
+    Number largest[kRowsOfThread] = {maximum[0], maximum[1], maximum[2], maximum[3]};
+    scores.for_each([&](Number& score, int i, int) { largest[i] = fmax(largest[i], score); });
     reduce_rows<Traits::kRows>(largest, shared.maxima, Maximum{});
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
@@ -139,27 +142,27 @@ struct ImageForward {
     }
   }
 
-  __device__ __forceinline__ void exponentiate(Scores& scores, const float (&maximum)[kRowsOfThread]) {
+  __device__ __forceinline__ void exponentiate(Scores& scores, const Number (&maximum)[kRowsOfThread]) {
     scores.for_each(
-        [&](float& score, int i, int) { score = exponential<Element>(score - finite(maximum[i])); });
+        [&](Number& score, int i, int) { score = exponential<Element>(score - finite(maximum[i])); });
   }
 
-  __device__ __forceinline__ void normalise(Scores& scores, const float (&sum)[kRowsOfThread], int first) {
-    float scale[kRowsOfThread];
+  __device__ __forceinline__ void normalise(Scores& scores, const Number (&sum)[kRowsOfThread], int first) {
+    Number scale[kRowsOfThread];
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       scale[i] = inverse_or_zero(sum[i]);
     }
-    scores.for_each([&](float& weight, int i, int) { weight *= scale[i]; });
+    scores.for_each([&](Number& weight, int i, int) { weight *= scale[i]; });
     if (p.dropout.active()) {
-      scores.for_each([&](float& weight, int i, int column) {
+      scores.for_each([&](Number& weight, int i, int column) {
         weight *= p.dropout.factor(shared.dropout_keys[column], first + row_of_thread(i));
       });
     }
   }
 
-  __device__ __forceinline__ void store_lse(const float (&maximum)[kRowsOfThread],
-                                            const float (&sum)[kRowsOfThread],
+  __device__ __forceinline__ void store_lse(const Number (&maximum)[kRowsOfThread],
+                                            const Number (&sum)[kRowsOfThread],
                                             int64_t head,
                                             int first) {
 #pragma unroll
@@ -184,6 +187,7 @@ __global__ void __launch_bounds__(Traits::kThreads)
 template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_image_forward(const __grid_constant__ ImageForwardParams<typename Traits::Element> p) {
+  using Number = NumberOf<typename Traits::Element>;
   SharedTile shared;
   if (!find_shared_tile(p.work, blockIdx.x, shared)) {
     return;
@@ -191,9 +195,9 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t batch = shared.tile / p.tiles_per_image();
   const int row = merge_row(), image_row = static_cast<int>(shared.tile % p.tiles_per_image()) * Traits::kRows + row;
   if (image_row < p.shape.image) {
-    const float* slots = p.partial + row * Traits::kWidth;
+    const Number* slots = p.partial + row * Traits::kWidth;
     merge_columns(p.y + (batch * p.shape.image + image_row) * p.shape.width, p.shape.width, [&](int column) {
-      return sum_slots(shared, slots + column, ImageForward<Traits>::kSlot, [](int64_t) { return 1.f; });
+      return sum_slots(shared, slots + column, ImageForward<Traits>::kSlot, [](int64_t) { return Number(1); });
     });
   }
 }

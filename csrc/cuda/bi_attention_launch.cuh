@@ -14,16 +14,21 @@
 
 namespace sdpt_ext::cuda {
 
+// Rows are copied in chunks of 16 bytes, which never hold more than 8 elements.
+inline int64_t whole_chunks(int64_t width) {
+  return (width + 7) / 8 * 8;
+}
+
 inline Sizes sizes_of(const BiAttentionShape& shape) {
   const auto narrow = [](int64_t size) { return static_cast<int>(size); };
-  STD_TORCH_CHECK(shape.width % 8 == 0 && shape.width > 0 && shape.width <= 256,
-                  "bi_attention: the CUDA kernels need a width that is a multiple of 8 and at most 256, got ",
+  STD_TORCH_CHECK(shape.width > 0 && shape.width <= 256,
+                  "bi_attention: the CUDA kernels need a width of at least 1 and at most 256, got ",
                   shape.width);
   STD_TORCH_CHECK(shape.batch * shape.heads * shape.tokens < int64_t{1} << 30 && shape.heads > 0,
                   "bi_attention: heads and tokens must exist and stay below 2^30 in all");
   STD_TORCH_CHECK(shape.positions + shape.prompts < int64_t{1} << 30, "bi_attention: too many image rows");
   return {narrow(shape.batch), narrow(shape.positions), narrow(shape.prompts), narrow(shape.heads),
-          narrow(shape.tokens), narrow(shape.text),     narrow(shape.width)};
+          narrow(shape.tokens), narrow(shape.text),     narrow(whole_chunks(shape.width))};
 }
 
 template <typename Body>
@@ -33,14 +38,15 @@ void dispatch_element(const Tensor& x, const Body& body) {
       return body(__half{});
     case ScalarType::BFloat16:
       return body(__nv_bfloat16{});
+    case ScalarType::Double:
+      return body(double{});
     default:
-      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float,
-                      "bi_attention: the CUDA kernels take bfloat16, float16 and float32; convert the inputs first");
+      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "bi_attention: expected floating-point tensors");
       body(float{});
   }
 }
 
-// Rows of 16 bytes need an address to match, which a view into another tensor may lack.
+// A chunk needs an address to match, which a view into another tensor may lack.
 inline Tensor aligned(const Tensor& tensor) {
   const Tensor packed = torch::stable::contiguous(tensor);
   const bool fits = reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0;
@@ -51,8 +57,25 @@ inline std::optional<Tensor> aligned(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional(aligned(*tensor)) : std::nullopt;
 }
 
-inline Tensor empty_float(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, ScalarType::Float);
+// With zeros at the end of rows that are no whole chunks.
+inline Tensor padded(const Tensor& rows) {
+  const int64_t width = rows.size(rows.dim() - 1);
+  const std::vector<int64_t> amount{0, whole_chunks(width) - width};
+  return amount[1] == 0 ? aligned(rows) : aligned(torch::stable::pad(rows, {amount.data(), amount.size()}));
+}
+
+inline std::optional<Tensor> padded(const std::optional<Tensor>& rows) {
+  return rows ? std::optional(padded(*rows)) : std::nullopt;
+}
+
+inline Tensor unpadded(Tensor rows, int64_t width) {
+  const int64_t last = rows.dim() - 1;
+  return rows.size(last) == width ? rows : torch::stable::contiguous(torch::stable::narrow(rows, last, 0, width));
+}
+
+// Of the type that softmaxes are computed in.
+inline Tensor empty_numbers(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, accumulation_type(like.scalar_type()));
 }
 
 template <int kValue>
@@ -97,8 +120,9 @@ void launch(const LaunchScope& scope, const Tensor& like, Params params, void (*
   STD_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, Traits::kThreads, kMemory));
   const int64_t blocks = int64_t{std::max(resident, 1)} * scope.multiprocessors();
   params.work.blocks = static_cast<int>(std::min(blocks, params.work.steps()));
-  const Tensor partial = empty_float(like, {params.work.blocks * kSlotsPerBlock, int64_t{Kernel::kSlot}});
-  params.partial = mutable_data<float>(partial);
+  using Number = typename Params::Number;
+  const Tensor partial = empty_numbers(like, {params.work.blocks * kSlotsPerBlock, int64_t{Kernel::kSlot}});
+  params.partial = mutable_data<Number>(partial);
   kernel<<<params.work.blocks, Traits::kThreads, kMemory, scope.stream()>>>(params);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (params.work.blocks > 1) {

@@ -8,25 +8,28 @@ namespace sdpt_ext::cuda {
 
 template <typename Element>
 struct TextBackwardParams {
+  using Number = NumberOf<Element>;
+
   Sizes shape;
   Work work;  // a tile per (batch, kRows text rows), a step per image tile
-  Dropout dropout;
+  Dropout<Number> dropout;
   ImageOperand<Element> image;
   const Element *keys, *values, *grad_u;
-  const float *image_lse, *image_delta;  // (B, H, N)
-  TextTerms text;
+  const Number *image_lse, *image_delta;  // (B, H, N)
+  TextTerms<Number> text;
   Element *grad_keys, *grad_values;
-  float* grad_bias;
-  float* partial;  // slots of (kRows, kWidth) for keys, the same for values, kRows for the bias
+  Number* grad_bias;
+  Number* partial;  // slots of (kRows, kWidth) for keys, the same for values, kRows for the bias
 };
 
 template <class Traits>
 struct TextBackward {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   using Params = TextBackwardParams<Element>;
   using Stream = ImageStream<Traits, true>;
-  using Scores = Accumulator<Traits::kColumns>;
-  using Output = Accumulator<Traits::kWidth>;
+  using Scores = Accumulator<Traits::kColumns, Number>;
+  using Output = Accumulator<Traits::kWidth, Number>;
   using Operand = Tile<Element, Traits::kWidth>;
   using Weights = Tile<Element, Traits::kColumns>;
   static constexpr int kRows = Traits::kRows;
@@ -39,9 +42,9 @@ struct TextBackward {
     alignas(128) Element score_grads[kRows * Traits::kColumns];
     alignas(128) Element image_weights[kRows * Traits::kColumns];
     typename Stream::Memory stream;
-    alignas(16) TextTerm terms[kRows];
+    alignas(16) TextTerm<Number> terms[kRows];
     DropoutKeys dropout_keys[kRows];
-    float bias_grads[kWarpColumns * kRows];
+    Number bias_grads[kWarpColumns * kRows];
   };
 
   const Params& p;
@@ -63,7 +66,7 @@ struct TextBackward {
     Output grad_keys, grad_values;
     grad_keys.clear();
     grad_values.clear();
-    float grad_bias[kRowsOfThread] = {};
+    Number grad_bias[kRowsOfThread] = {};
     for (int item = segment.begin; item < segment.end; ++item) {
       visit(stream.next(), grad_keys, grad_values, grad_bias);
     }
@@ -71,7 +74,7 @@ struct TextBackward {
     if (segment.slot < 0) {
       finish(grad_keys, grad_values, grad_bias, token, rows);
     } else {
-      float* slot = p.partial + segment.slot * kSlot;
+      Number* slot = p.partial + segment.slot * kSlot;
       store_partial(grad_keys, slot);
       store_partial(grad_values, slot + kPlane);
       store_bias(grad_bias, slot + 2 * kPlane, kRows);
@@ -108,7 +111,7 @@ struct TextBackward {
   __device__ __forceinline__ void visit(const typename Stream::Item& image,
                                         Output& grad_keys,
                                         Output& grad_values,
-                                        float (&grad_bias)[kRowsOfThread]) {
+                                        Number (&grad_bias)[kRowsOfThread]) {
     Scores scores, image_grads, text_grads;
     scores.clear();
     image_grads.clear();
@@ -120,7 +123,7 @@ struct TextBackward {
     for (int j = 0; j < Scores::kBlocks; ++j) {
 #pragma unroll
       for (int i = 0; i < kRowsOfThread; ++i) {
-        float weight[2], grad[2];
+        Number weight[2], grad[2];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
           const Gradient result = differentiate(image, i, Scores::column(j) + k, scores(i, j, k),
@@ -138,30 +141,30 @@ struct TextBackward {
   }
 
   struct Gradient {
-    float image, text;   // of the score, through either direction
-    float image_weight;  // after dropout
+    Number image, text;   // of the score, through either direction
+    Number image_weight;  // after dropout
   };
 
   __device__ __forceinline__ Gradient differentiate(const typename Stream::Item& item,
                                                     int i,
                                                     int column,
-                                                    float score,
-                                                    float image_grad,
-                                                    float text_grad) {
-    const TextTerm term = shared.terms[row_of_thread(i)];
-    float image_factor = 1.f, text_factor = 1.f;
+                                                    Number score,
+                                                    Number image_grad,
+                                                    Number text_grad) {
+    const TextTerm<Number> term = shared.terms[row_of_thread(i)];
+    Number image_factor = Number(1), text_factor = Number(1);
     if (p.dropout.active()) {
       const DropoutKeys keys = shared.dropout_keys[row_of_thread(i)];
       image_factor = p.dropout.factor(keys.image, item.first + column);
       text_factor = p.dropout.factor(keys.text, item.first + column);
     }
-    float lse = kInfinity, delta = 0.f;  // prompts and rows past the end have no output
+    Number lse = kInfinity, delta = Number(0);  // prompts and rows past the end have no output
     if (column < item.count) {
       lse = p.image_lse[image_terms[i] + item.first + column];
       delta = p.image_delta[image_terms[i] + item.first + column];
     }
-    const float image_weight = exponential<Element>(score + term.bias - lse);
-    const float text_weight = exponential<Element>(score + item.hidden[column] - term.lse);
+    const Number image_weight = exponential<Element>(score + term.bias - lse);
+    const Number text_weight = exponential<Element>(score + item.hidden[column] - term.lse);
     Gradient result;
     result.image = image_weight * (image_factor * image_grad - delta);
     result.text = text_weight * (text_factor * (text_grad + term.grad_mass) - term.delta);
@@ -171,7 +174,7 @@ struct TextBackward {
 
   __device__ __forceinline__ void finish(const Output& grad_keys,
                                          const Output& grad_values,
-                                         const float (&grad_bias)[kRowsOfThread],
+                                         const Number (&grad_bias)[kRowsOfThread],
                                          int64_t token,
                                          int rows) {
     const int width = p.shape.width;
@@ -182,7 +185,7 @@ struct TextBackward {
     store_bias(grad_bias, p.grad_bias + token, rows);
   }
 
-  __device__ __forceinline__ void store_bias(const float (&grad_bias)[kRowsOfThread], float* target, int rows) {
+  __device__ __forceinline__ void store_bias(const Number (&grad_bias)[kRowsOfThread], Number* target, int rows) {
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       if (speaks_for_row() && row_of_thread(i) < rows) {
@@ -205,6 +208,7 @@ template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_text_backward(const __grid_constant__ TextBackwardParams<typename Traits::Element> p) {
   using Kernel = TextBackward<Traits>;
+  using Number = NumberOf<typename Traits::Element>;
   SharedTile shared;
   if (!find_shared_tile(p.work, blockIdx.x, shared)) {
     return;
@@ -219,13 +223,13 @@ __global__ void __launch_bounds__(kMergeThreads)
   const auto sum_from = [&](int plane) {
     return [&, plane](int column) {
       return sum_slots(shared, p.partial + plane + row * Traits::kWidth + column, Kernel::kSlot,
-                       [](int64_t) { return 1.f; });
+                       [](int64_t) { return Number(1); });
     };
   };
   merge_columns(p.grad_keys + token * p.shape.width, p.shape.width, sum_from(0));
   merge_columns(p.grad_values + token * p.shape.width, p.shape.width, sum_from(Kernel::kPlane));
   if (lane() == 0) {
-    float bias = 0.f;
+    Number bias = Number(0);
     for_each_slot(shared, [&](int64_t slot) { bias += p.partial[slot * Kernel::kSlot + 2 * Kernel::kPlane + row]; });
     p.grad_bias[token] = bias;
   }

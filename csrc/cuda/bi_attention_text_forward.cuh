@@ -11,15 +11,17 @@ namespace sdpt_ext::cuda {
 
 template <typename Element>
 struct TextForwardParams {
+  using Number = NumberOf<Element>;
+
   Sizes shape;
   Work work;  // a tile per (batch, kRows text rows), a step per image tile
-  Dropout dropout;
+  Dropout<Number> dropout;
   ImageOperand<Element> image;
   const Element* keys;
   Element* u;      // (B, H, L, D)
-  float* mass;     // (B, H, L)
-  float* lse;      // (B, H, L)
-  float* partial;  // slots of (kRows, kWidth) sums, kRows maxima, kRows totals, kRows masses
+  Number* mass;     // (B, H, L)
+  Number* lse;      // (B, H, L)
+  Number* partial;  // slots of (kRows, kWidth) sums, kRows maxima, kRows totals, kRows masses
 
   __device__ int tiles_per_sample() const { return static_cast<int>(work.tiles / shape.batch); }
   // Token of a text row in a tensor of shape (B, H, T).
@@ -31,10 +33,11 @@ struct TextForwardParams {
 template <class Traits>
 struct TextForward {
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   using Params = TextForwardParams<Element>;
   using Stream = ImageStream<Traits, false>;
-  using Scores = Accumulator<Traits::kColumns>;
-  using Output = Accumulator<Traits::kWidth>;
+  using Scores = Accumulator<Traits::kColumns, Number>;
+  using Output = Accumulator<Traits::kWidth, Number>;
   static constexpr int kRows = Traits::kRows;
   static constexpr int kSums = kRows * Traits::kWidth, kSlot = kSums + 3 * kRows;
 
@@ -43,14 +46,14 @@ struct TextForward {
     alignas(128) Element weights[kRows * Traits::kColumns];
     typename Stream::Memory stream;
     uint32_t dropout_keys[kRows];
-    float maxima[kWarpColumns * kRows];
-    float totals[kWarpColumns * kRows];
-    float masses[kWarpColumns * kRows];
+    Number maxima[kWarpColumns * kRows];
+    Number totals[kWarpColumns * kRows];
+    Number masses[kWarpColumns * kRows];
   };
 
   // Of the rows that a thread holds elements of; total and mass are the thread's own parts until the end.
   struct RowState {
-    float maximum[kRowsOfThread], total[kRowsOfThread], mass[kRowsOfThread];
+    Number maximum[kRowsOfThread], total[kRowsOfThread], mass[kRowsOfThread];
   };
 
   const Params& p;
@@ -70,7 +73,7 @@ struct TextForward {
     RowState state;
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      state.maximum[i] = -kInfinity, state.total[i] = state.mass[i] = 0.f;
+      state.maximum[i] = -kInfinity, state.total[i] = state.mass[i] = Number(0);
     }
     for (int item = segment.begin; item < segment.end; ++item) {
       gather(output, state);
@@ -92,7 +95,7 @@ struct TextForward {
     __syncthreads();  // the last tile is written out
     load_tile<kRows, Traits::kThreads>(queries, row_of, p.shape.width);
     if (threadIdx.x < kRows) {
-      shared.dropout_keys[threadIdx.x] = p.dropout.key(Dropout::kText, p.token(batch, first + threadIdx.x),
+      shared.dropout_keys[threadIdx.x] = p.dropout.key(kText, p.token(batch, first + threadIdx.x),
                                                        p.shape.batch * p.shape.heads * p.shape.tokens);
     }
     stream.start(batch, segment.begin, segment.end);
@@ -104,18 +107,18 @@ struct TextForward {
     Scores scores;
     scores.clear();
     multiply_transposed<Traits::kWidth>(scores, Tile<Element, Traits::kWidth>{shared.queries}, 0, image.rows);
-    scores.for_each([&](float& score, int, int column) { score += image.hidden[column]; });
+    scores.for_each([&](Number& score, int, int column) { score += image.hidden[column]; });
     rescale(output, state, scores);
-    scores.for_each([&](float& score, int i, int) {
+    scores.for_each([&](Number& score, int i, int) {
       score = exponential<Element>(score - finite(state.maximum[i]));
       state.total[i] += score;
     });
     if (p.dropout.active()) {
-      scores.for_each([&](float& weight, int i, int column) {
+      scores.for_each([&](Number& weight, int i, int column) {
         weight *= p.dropout.factor(shared.dropout_keys[row_of_thread(i)], image.first + column);
       });
     }
-    scores.for_each([&](float& weight, int i, int) { state.mass[i] += weight; });
+    scores.for_each([&](Number& weight, int i, int) { state.mass[i] += weight; });
     const Tile<Element, Traits::kColumns> weights{shared.weights};
     store(scores, weights);
     __syncthreads();
@@ -124,10 +127,10 @@ struct TextForward {
 
   // Raises the maxima to those of the new scores and brings what was summed up before to the new scale.
   __device__ __forceinline__ void rescale(Output& output, RowState& state, Scores& scores) {
-    float largest[kRowsOfThread] = {state.maximum[0], state.maximum[1], state.maximum[2], state.maximum[3]};
-    scores.for_each([&](float& score, int i, int) { largest[i] = fmaxf(largest[i], score); });
+    Number largest[kRowsOfThread] = {state.maximum[0], state.maximum[1], state.maximum[2], state.maximum[3]};
+    scores.for_each([&](Number& score, int i, int) { largest[i] = fmax(largest[i], score); });
     reduce_rows<kRows>(largest, shared.maxima, Maximum{});
-    float scale[kRowsOfThread];
+    Number scale[kRowsOfThread];
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       scale[i] = exponential<Element>(state.maximum[i] - finite(largest[i]));
@@ -135,11 +138,11 @@ struct TextForward {
       state.total[i] *= scale[i];
       state.mass[i] *= scale[i];
     }
-    output.for_each([&](float& value, int i, int) { value *= scale[i]; });
+    output.for_each([&](Number& value, int i, int) { value *= scale[i]; });
   }
 
   __device__ __forceinline__ void finish(Output& output, const RowState& state, int64_t first, int rows) {
-    float scale[kRowsOfThread];
+    Number scale[kRowsOfThread];
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       scale[i] = inverse_or_zero(state.total[i]);
@@ -148,17 +151,17 @@ struct TextForward {
         p.lse[first + row_of_thread(i)] = log_sum_exp(state.maximum[i], state.total[i]);
       }
     }
-    output.for_each([&](float& value, int i, int) { value *= scale[i]; });
+    output.for_each([&](Number& value, int i, int) { value *= scale[i]; });
     const auto row_of = [&](int row) { return p.u + (first + row) * p.shape.width; };
     store_rows<Traits::kThreads>(output, Tile<Element, Traits::kWidth>{shared.queries}, rows, row_of, p.shape.width);
   }
 
-  __device__ __forceinline__ void keep_partial(const Output& output, const RowState& state, float* slot) {
+  __device__ __forceinline__ void keep_partial(const Output& output, const RowState& state, Number* slot) {
     store_partial(output, slot);
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
       if (speaks_for_row()) {
-        float* row = slot + kSums + row_of_thread(i);
+        Number* row = slot + kSums + row_of_thread(i);
         row[0] = state.maximum[i], row[kRows] = state.total[i], row[2 * kRows] = state.mass[i];
       }
     }
@@ -178,6 +181,7 @@ template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_text_forward(const __grid_constant__ TextForwardParams<typename Traits::Element> p) {
   using Kernel = TextForward<Traits>;
+  using Number = NumberOf<typename Traits::Element>;
   SharedTile shared;
   if (!find_shared_tile(p.work, blockIdx.x, shared)) {
     return;
@@ -187,17 +191,17 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (text_row >= p.shape.heads * p.shape.text) {
     return;
   }
-  const float* state = p.partial + Kernel::kSums + row;
-  float maximum = -kInfinity, total = 0.f, mass = 0.f;
-  for_each_slot(shared, [&](int64_t slot) { maximum = fmaxf(maximum, state[slot * Kernel::kSlot]); });
+  const Number* state = p.partial + Kernel::kSums + row;
+  Number maximum = -kInfinity, total = Number(0), mass = Number(0);
+  for_each_slot(shared, [&](int64_t slot) { maximum = fmax(maximum, state[slot * Kernel::kSlot]); });
   const auto weight = [&](int64_t slot) {
-    return exponential<float>(state[slot * Kernel::kSlot] - finite(maximum));
+    return exponential<Number>(state[slot * Kernel::kSlot] - finite(maximum));
   };
   for_each_slot(shared, [&](int64_t slot) {
     total += weight(slot) * state[slot * Kernel::kSlot + Traits::kRows];
     mass += weight(slot) * state[slot * Kernel::kSlot + 2 * Traits::kRows];
   });
-  const float scale = inverse_or_zero(total);
+  const Number scale = inverse_or_zero(total);
   const int64_t place = batch * p.shape.heads * p.shape.text + text_row;
   if (lane() == 0) {
     p.mass[place] = mass * scale;

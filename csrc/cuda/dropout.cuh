@@ -5,19 +5,20 @@
 
 namespace sdpt_ext::cuda {
 
-struct Dropout {
-  enum Direction : uint32_t { kImage = 0, kText = 1 };
+enum Direction : uint32_t { kImage = 0, kText = 1 };
 
+template <typename Number>
+struct Dropout {
   uint32_t seed_low, seed_high;
   uint32_t threshold;  // 0: nothing is dropped
-  float scale;         // of what is kept
+  Number scale;        // of what is kept
 
   static Dropout with(double probability, int64_t seed) {
     Dropout dropout{};
     dropout.seed_low = static_cast<uint32_t>(seed);
     dropout.seed_high = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
     dropout.threshold = probability < 1.0 ? static_cast<uint32_t>(probability * 4294967296.0) : 0xffffffffu;
-    dropout.scale = probability < 1.0 ? static_cast<float>(1.0 / (1.0 - probability)) : 0.f;
+    dropout.scale = probability < 1.0 ? static_cast<Number>(1.0 / (1.0 - probability)) : Number(0);
     return dropout;
   }
 
@@ -37,8 +38,8 @@ struct Dropout {
   }
 
   // What the weight of an image row is multiplied by; prompt k is row N + k.
-  __device__ float factor(uint32_t key, uint32_t row) const {
-    return mix(key ^ row * 0x9e3779b9u) >= threshold ? scale : 0.f;
+  __device__ Number factor(uint32_t key, uint32_t row) const {
+    return mix(key ^ row * 0x9e3779b9u) >= threshold ? scale : Number(0);
   }
 };
 

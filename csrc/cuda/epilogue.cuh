@@ -5,29 +5,9 @@
 
 namespace sdpt_ext::cuda {
 
-__device__ __forceinline__ void store_pair(float* target, float a, float b) {
-  *reinterpret_cast<float2*>(target) = make_float2(a, b);
-}
-__device__ __forceinline__ void store_pair(__half* target, float a, float b) {
-  *reinterpret_cast<__half2*>(target) = __floats2half2_rn(a, b);
-}
-__device__ __forceinline__ void store_pair(__nv_bfloat16* target, float a, float b) {
-  *reinterpret_cast<__nv_bfloat162*>(target) = __floats2bfloat162_rn(a, b);
-}
-
-__device__ __forceinline__ float2 load_pair(const float* source) {
-  return *reinterpret_cast<const float2*>(source);
-}
-__device__ __forceinline__ float2 load_pair(const __half* source) {
-  return __half22float2(*reinterpret_cast<const __half2*>(source));
-}
-__device__ __forceinline__ float2 load_pair(const __nv_bfloat16* source) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(source));
-}
-
 // Rounds to the tile's element type.
-template <typename Element, int kColumns>
-__device__ __forceinline__ void store(const Accumulator<kColumns>& values, Tile<Element, kColumns> tile) {
+template <typename Number, typename Element, int kColumns>
+__device__ __forceinline__ void store(const Accumulator<kColumns, Number>& values, Tile<Element, kColumns> tile) {
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i) {
 #pragma unroll
@@ -37,9 +17,9 @@ __device__ __forceinline__ void store(const Accumulator<kColumns>& values, Tile<
   }
 }
 
-// Keeps a partial result, (rows, kColumns) in float32.
-template <int kColumns>
-__device__ __forceinline__ void store_partial(const Accumulator<kColumns>& values, float* slot) {
+// Keeps a partial result, (rows, kColumns) unrounded.
+template <typename Number, int kColumns>
+__device__ __forceinline__ void store_partial(const Accumulator<kColumns, Number>& values, Number* slot) {
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i) {
 #pragma unroll
@@ -51,8 +31,8 @@ __device__ __forceinline__ void store_partial(const Accumulator<kColumns>& value
 
 // Writes a finished tile to global memory in whole 16-byte chunks, through a tile in shared memory that nothing else
 // uses any more. row_of(i) is the address of row i or null.
-template <int kThreads, typename Element, int kColumns, typename RowOf>
-__device__ __forceinline__ void store_rows(const Accumulator<kColumns>& values,
+template <int kThreads, typename Number, typename Element, int kColumns, typename RowOf>
+__device__ __forceinline__ void store_rows(const Accumulator<kColumns, Number>& values,
                                            Tile<Element, kColumns> tile,
                                            int rows,
                                            const RowOf& row_of,

@@ -18,17 +18,18 @@ template <class Traits, bool kGrads>
 class ImageStream {
  public:
   using Element = typename Traits::Element;
+  using Number = NumberOf<Element>;
   static constexpr int kColumns = Traits::kColumns, kStages = Traits::kStages;
   using ImageTile = Tile<Element, Traits::kWidth>;
 
   struct Memory {
     alignas(128) Element rows[kStages][kColumns * Traits::kWidth];
     alignas(128) Element grads[kGrads ? kStages : 1][kGrads ? kColumns * Traits::kWidth : 8];
-    float hidden[kStages][kColumns];
+    Number hidden[kStages][kColumns];
   };
   struct Item {
     ImageTile rows, grads;
-    const float* hidden;  // 0, or -infinity for rows that the text does not see
+    const Number* hidden;  // 0, or -infinity for rows that the text does not see
     int first;            // prompt k counts as row N + k
     int count;            // image rows proper
   };
@@ -95,7 +96,7 @@ class ImageStream {
     if (threadIdx.x < kColumns) {
       const bool masked = operand_.visible != nullptr && static_cast<int>(threadIdx.x) < image_rows() &&
                           !operand_.visible[image_row + threadIdx.x];
-      memory_.hidden[stage][threadIdx.x] = static_cast<int>(threadIdx.x) >= rows.count || masked ? -kInfinity : 0.f;
+      memory_.hidden[stage][threadIdx.x] = static_cast<int>(threadIdx.x) >= rows.count || masked ? -kInfinity : Number(0);
     }
   }
 

@@ -21,15 +21,15 @@ __device__ __forceinline__ void for_each_slot(const SharedTile& tile, const Body
 }
 
 // Two neighbouring columns at `first` of every slot, times weight(slot).
-template <typename Weight>
-__device__ __forceinline__ float2 sum_slots(const SharedTile& tile,
-                                            const float* first,
-                                            int64_t slot_size,
-                                            const Weight& weight) {
-  float2 sum = make_float2(0.f, 0.f);
+template <typename Number, typename Weight>
+__device__ __forceinline__ auto sum_slots(const SharedTile& tile,
+                                          const Number* first,
+                                          int64_t slot_size,
+                                          const Weight& weight) {
+  auto sum = pair_of(Number(0), Number(0));
   for_each_slot(tile, [&](int64_t slot) {
-    const float2 part = *reinterpret_cast<const float2*>(first + slot * slot_size);
-    const float factor = weight(slot);
+    const auto part = load_pair(first + slot * slot_size);
+    const Number factor = weight(slot);
     sum.x += factor * part.x;
     sum.y += factor * part.y;
   });
@@ -40,7 +40,7 @@ __device__ __forceinline__ float2 sum_slots(const SharedTile& tile,
 template <typename Element, typename Value>
 __device__ __forceinline__ void merge_columns(Element* target, int width, const Value& value) {
   for (int column = 2 * lane(); column < width; column += 64) {
-    const float2 pair = value(column);
+    const auto pair = value(column);
     store_pair(target + column, pair.x, pair.y);
   }
 }

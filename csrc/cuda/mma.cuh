@@ -1,9 +1,12 @@
-// Products of tiles by one thread block: tensor cores for 16-bit elements, plain multiply-adds for float32.
+// Products of tiles by one thread block: tensor cores for 16-bit elements, plain multiply-adds for the others.
 //
 // Warps form a grid of (rows / 32) x 4. A warp owns 32 rows and a quarter of the columns, as blocks of (16, 8); in each
 // block, lane l holds columns 2 (l % 4) and 2 (l % 4) + 1 of the rows l / 4 and l / 4 + 8.
 #pragma once
 
+#include <type_traits>
+
+#include "pair.cuh"
 #include "tile.cuh"
 
 namespace sdpt_ext::cuda {
@@ -19,6 +22,10 @@ __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % kWarpCo
 
 // The i-th of the four rows that a thread holds elements of.
 __device__ __forceinline__ int row_of_thread(int i) { return warp_row() * kWarpRows + i * 8 + lane() / 4; }
+
+// What products and softmaxes of elements are computed in.
+template <typename Element>
+using NumberOf = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
 // The part of a (rows, kColumns) matrix that one thread holds.
 template <int kColumns, typename Sum = float>
@@ -57,12 +64,9 @@ struct Accumulator {
   }
 };
 
-// c += a[:, a_column : a_column + depth] b^T, with b (kColumns, depth).
 template <int kDepth, typename Element, int kA, int kB, int kColumns>
-__device__ __forceinline__ void multiply_transposed(Accumulator<kColumns>& c,
-                                                    Tile<Element, kA> a,
-                                                    int a_column,
-                                                    Tile<Element, kB> b) {
+__device__ __forceinline__ void multiply_transposed_on_tensor_cores(
+    Accumulator<kColumns>& c, Tile<Element, kA> a, int a_column, Tile<Element, kB> b) {
   constexpr int kBlocks = Accumulator<kColumns>::kBlocks;
   const int a_row = warp_row() * kWarpRows + lane() % 16, b_row = warp_column() * kBlocks * 8 + lane() % 8;
 #pragma unroll 2
@@ -93,12 +97,9 @@ __device__ __forceinline__ void multiply_transposed(Accumulator<kColumns>& c,
   }
 }
 
-// c += a[:, a_column : a_column + depth] b, with b (depth, kColumns).
 template <int kDepth, typename Element, int kA, int kColumns>
-__device__ __forceinline__ void multiply(Accumulator<kColumns>& c,
-                                         Tile<Element, kA> a,
-                                         int a_column,
-                                         Tile<Element, kColumns> b) {
+__device__ __forceinline__ void multiply_on_tensor_cores(
+    Accumulator<kColumns>& c, Tile<Element, kA> a, int a_column, Tile<Element, kColumns> b) {
   constexpr int kBlocks = Accumulator<kColumns>::kBlocks;
   static_assert(kBlocks % 2 == 0, "blocks of columns are loaded in pairs");
   const int a_row = warp_row() * kWarpRows + lane() % 16, b_column = warp_column() * kBlocks * 8 + lane() / 16 * 8;
@@ -122,62 +123,87 @@ __device__ __forceinline__ void multiply(Accumulator<kColumns>& c,
   }
 }
 
-// The float32 forms: the same ownership of elements, four steps of depth per 16-byte read.
-template <int kDepth, int kA, int kB, int kColumns>
-__device__ __forceinline__ void multiply_transposed(Accumulator<kColumns>& c,
-                                                    Tile<float, kA> a,
-                                                    int a_column,
-                                                    Tile<float, kB> b) {
+// 16 bytes of a row.
+template <typename Number>
+struct alignas(16) Chunk {
+  Number values[16 / sizeof(Number)];
+
+  __device__ static Chunk load(const Number* source) { return *reinterpret_cast<const Chunk*>(source); }
+};
+
+template <int kDepth, typename Number, int kA, int kB, int kColumns>
+__device__ __forceinline__ void multiply_transposed_plainly(
+    Accumulator<kColumns, Number>& c, Tile<Number, kA> a, int a_column, Tile<Number, kB> b) {
+  constexpr int kChunk = Tile<Number, kA>::kChunk;
 #pragma unroll 1
-  for (int k = 0; k < kDepth; k += 4) {
-    float4 left[kRowsOfThread];
+  for (int k = 0; k < kDepth; k += kChunk) {
+    Chunk<Number> left[kRowsOfThread];
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      left[i] = *reinterpret_cast<const float4*>(a.chunk(row_of_thread(i), a_column + k));
+      left[i] = Chunk<Number>::load(a.chunk(row_of_thread(i), a_column + k));
     }
 #pragma unroll
-    for (int j = 0; j < Accumulator<kColumns>::kBlocks; ++j) {
+    for (int j = 0; j < c.kBlocks; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float4 right = *reinterpret_cast<const float4*>(b.chunk(c.column(j) + e, k));
+        const Chunk<Number> right = Chunk<Number>::load(b.chunk(c.column(j) + e, k));
 #pragma unroll
         for (int i = 0; i < kRowsOfThread; ++i) {
-          float& sum = c(i, j, e);
-          sum = fmaf(left[i].x, right.x, sum);
-          sum = fmaf(left[i].y, right.y, sum);
-          sum = fmaf(left[i].z, right.z, sum);
-          sum = fmaf(left[i].w, right.w, sum);
+#pragma unroll
+          for (int step = 0; step < kChunk; ++step) {
+            c(i, j, e) = fma(left[i].values[step], right.values[step], c(i, j, e));
+          }
         }
       }
     }
   }
 }
 
-template <int kDepth, int kA, int kColumns>
-__device__ __forceinline__ void multiply(Accumulator<kColumns>& c,
-                                         Tile<float, kA> a,
-                                         int a_column,
-                                         Tile<float, kColumns> b) {
+template <int kDepth, typename Number, int kA, int kColumns>
+__device__ __forceinline__ void multiply_plainly(
+    Accumulator<kColumns, Number>& c, Tile<Number, kA> a, int a_column, Tile<Number, kColumns> b) {
+  constexpr int kChunk = Tile<Number, kA>::kChunk;
 #pragma unroll 1
-  for (int k = 0; k < kDepth; k += 4) {
-    float left[kRowsOfThread][4];
+  for (int k = 0; k < kDepth; k += kChunk) {
+    Chunk<Number> left[kRowsOfThread];
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      const float4 chunk = *reinterpret_cast<const float4*>(a.chunk(row_of_thread(i), a_column + k));
-      left[i][0] = chunk.x, left[i][1] = chunk.y, left[i][2] = chunk.z, left[i][3] = chunk.w;
+      left[i] = Chunk<Number>::load(a.chunk(row_of_thread(i), a_column + k));
     }
 #pragma unroll
-    for (int j = 0; j < Accumulator<kColumns>::kBlocks; ++j) {
+    for (int j = 0; j < c.kBlocks; ++j) {
 #pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        const float2 right = *reinterpret_cast<const float2*>(b.at(k + step, c.column(j)));
+      for (int step = 0; step < kChunk; ++step) {
+        const auto right = load_pair(b.at(k + step, c.column(j)));
 #pragma unroll
         for (int i = 0; i < kRowsOfThread; ++i) {
-          c(i, j, 0) = fmaf(left[i][step], right.x, c(i, j, 0));
-          c(i, j, 1) = fmaf(left[i][step], right.y, c(i, j, 1));
+          c(i, j, 0) = fma(left[i].values[step], right.x, c(i, j, 0));
+          c(i, j, 1) = fma(left[i].values[step], right.y, c(i, j, 1));
         }
       }
     }
+  }
+}
+
+// c += a[:, a_column : a_column + depth] b^T, with b (kColumns, depth).
+template <int kDepth, typename Number, typename Element, int kA, int kB, int kColumns>
+__device__ __forceinline__ void multiply_transposed(
+    Accumulator<kColumns, Number>& c, Tile<Element, kA> a, int a_column, Tile<Element, kB> b) {
+  if constexpr (sizeof(Element) == 2) {
+    multiply_transposed_on_tensor_cores<kDepth>(c, a, a_column, b);
+  } else {
+    multiply_transposed_plainly<kDepth>(c, a, a_column, b);
+  }
+}
+
+// c += a[:, a_column : a_column + depth] b, with b (depth, kColumns).
+template <int kDepth, typename Number, typename Element, int kA, int kColumns>
+__device__ __forceinline__ void multiply(
+    Accumulator<kColumns, Number>& c, Tile<Element, kA> a, int a_column, Tile<Element, kColumns> b) {
+  if constexpr (sizeof(Element) == 2) {
+    multiply_on_tensor_cores<kDepth>(c, a, a_column, b);
+  } else {
+    multiply_plainly<kDepth>(c, a, a_column, b);
   }
 }
 

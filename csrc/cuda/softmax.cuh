@@ -9,40 +9,49 @@ constexpr float kInfinity = __builtin_huge_valf();
 
 // exp(x): one instruction where the result is rounded to 16 bits anyway.
 template <typename Element>
-__device__ __forceinline__ float exponential(float x) {
+__device__ __forceinline__ NumberOf<Element> exponential(NumberOf<Element> x) {
   if constexpr (sizeof(Element) == 2) {
     return ptx::exp2(x * 1.4426950408889634f);
   } else {
-    return expf(x);
+    return exp(x);
   }
 }
 
 // The log-sum-exp of logits of which there may be none: then +infinity, so that exp(logit - lse) is 0.
-__device__ __forceinline__ float log_sum_exp(float maximum, float sum) {
-  return sum > 0.f ? maximum + logf(sum) : kInfinity;
+template <typename Number>
+__device__ __forceinline__ Number log_sum_exp(Number maximum, Number sum) {
+  return sum > 0 ? maximum + log(sum) : Number(kInfinity);
 }
 
-__device__ __forceinline__ float inverse_or_zero(float sum) {
-  return sum > 0.f ? 1.f / sum : 0.f;
+template <typename Number>
+__device__ __forceinline__ Number inverse_or_zero(Number sum) {
+  return sum > 0 ? 1 / sum : Number(0);
 }
 
 // A maximum that can be subtracted: rows without any visible logit have -infinity.
-__device__ __forceinline__ float finite(float maximum) {
-  return maximum == -kInfinity ? 0.f : maximum;
+template <typename Number>
+__device__ __forceinline__ Number finite(Number maximum) {
+  return maximum == -kInfinity ? Number(0) : maximum;
 }
 
 struct Maximum {
-  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+  template <typename Number>
+  __device__ Number operator()(Number a, Number b) const {
+    return fmax(a, b);
+  }
 };
 
 struct Sum {
-  __device__ float operator()(float a, float b) const { return a + b; }
+  template <typename Number>
+  __device__ Number operator()(Number a, Number b) const {
+    return a + b;
+  }
 };
 
 // Combines the values that the threads of each row hold; all of them get the result. Contains one barrier; scratch
 // (kWarpColumns, kRows) must not be in use by an earlier call.
-template <int kRows, typename Combine>
-__device__ __forceinline__ void reduce_rows(float (&value)[kRowsOfThread], float* scratch, const Combine& combine) {
+template <int kRows, typename Number, typename Combine>
+__device__ __forceinline__ void reduce_rows(Number (&value)[kRowsOfThread], Number* scratch, const Combine& combine) {
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i) {
     value[i] = combine(value[i], __shfl_xor_sync(kAllLanes, value[i], 1));

@@ -42,7 +42,7 @@ template <int kRows, int kThreads, typename Element, int kColumns, typename RowO
 __device__ __forceinline__ void load_tile(Tile<Element, kColumns> tile, const RowOf& row_of, int width) {
   using T = Tile<Element, kColumns>;
   constexpr int kChunks = kRows * T::kRowChunks;
-#pragma unroll
+#pragma unroll 1  // unrolled, it would keep the addresses of every step in registers
   for (int first = 0; first < kChunks; first += kThreads) {
     const int index = first + threadIdx.x;
     if (kChunks % kThreads == 0 || index < kChunks) {
