@@ -175,11 +175,14 @@ class Worker {
     Number* lse = a_.image_lse + (sample_ * shape.heads + group.first) * shape.positions;
     for (int64_t row = 0; row < rows.size(); ++row) {
       const Number* keep = keep_.draw(image_keys_.data() + group.first * tokens, rows.begin + row, columns);
-      for (int64_t head = 0; head < group.count; ++head) {
-        const int64_t place = row * tiles_.stride + head * tokens;
-        lse[head * shape.positions + rows.begin + row] = softmax_.normalise(
-            weights_.get() + place, scores_.get() + place, bias + head * tokens, keep + head * tokens, tokens);
-      }
+      softmax_.normalise(weights_.get() + row * tiles_.stride,
+                         scores_.get() + row * tiles_.stride,
+                         bias,
+                         keep,
+                         lse + rows.begin + row,
+                         shape.positions,
+                         group.count,
+                         tokens);
     }
   }
 
@@ -209,13 +212,14 @@ class Worker {
       gathered.total[first + column] += total_[column], gathered.kept[first + column] += kept_[column];
     }
     const LeftOperand<Element> weights = weight_tile_.by_column(scores_.get(), rows.size(), columns);
-    for (int64_t head = 0; head < group.count; ++head) {
-      Number* sums = gathered.sums.data() + (group.first + head) * shape.text * shape.width;
-      product_.multiply(sums,
+    // Without prompts the columns of all heads are adjacent here as there.
+    const int64_t heads = shape.text == shape.tokens ? group.count : 1;
+    for (int64_t head = 0; head < group.count; head += heads) {
+      product_.multiply(gathered.sums.data() + (group.first + head) * shape.text * shape.width,
                         shape.width,
                         weights.from_row(head * shape.tokens),
                         rows_.data(),
-                        {shape.text, shape.width, elements_of_depth<Element>(rows.size())},
+                        {heads * shape.text, shape.width, elements_of_depth<Element>(rows.size())},
                         true);
     }
   }

@@ -27,8 +27,15 @@ struct GradientRow {
 
 template <typename Number>
 struct SoftmaxKernels {
-  // weights = softmax(scores + bias) * keep; returns the log-sum-exp, +inf for a row that sees nothing.
-  Number (*normalise)(Number* weights, const Number* scores, const Number* bias, const Number* keep, int64_t n);
+  // weights = softmax(scores + bias) * keep, for each of the adjacent heads; lse is +inf where nothing is seen.
+  void (*normalise)(Number* weights,
+                    const Number* scores,
+                    const Number* bias,
+                    const Number* keep,
+                    Number* lse,
+                    int64_t lse_stride,
+                    int64_t heads,
+                    int64_t tokens);
   // maximum = max(maximum, scores)
   void (*raise)(Number* maximum, const Number* scores, int64_t n);
   // scores = exp(scores - maximum) * keep; the exponentials are added to total, what is kept of them to kept.
