@@ -164,7 +164,7 @@ class FusionAttention:
             weights = (tokens.keys @ prompts.image.mT).softmax(-1)
             u, mass = u + gate[..., None] * (weights @ prompts.image), mass + gate
         bias = self.projections.image_output.bias.to(y.dtype)  # under autocast, as in a linear layer
-        return y + bias, self.project_text_output(u, mass)
+        return y.add_(bias), self.project_text_output(u, mass)
 
 
 __all__ = ["BACKENDS", "FusionAttention"]
