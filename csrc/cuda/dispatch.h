@@ -1,6 +1,8 @@
 // Calls a generic lambda with a value of the element type of a tensor.
 #pragma once
 
+#include <optional>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <torch/csrc/stable/tensor.h>
@@ -34,6 +36,11 @@ void dispatch_floating(const torch::stable::Tensor& tensor, const char* op, cons
 template <typename T>
 const T* data(const torch::stable::Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+const T* data_or_null(const std::optional<torch::stable::Tensor>& tensor) {
+  return tensor ? data<T>(*tensor) : nullptr;
 }
 
 template <typename T>

@@ -24,7 +24,7 @@ def load(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def tensor(array: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype, copy=True)
 
 
 def inputs(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:

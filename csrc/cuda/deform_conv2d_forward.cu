@@ -1,0 +1,154 @@
+// Implicit GEMM: a block samples the columns of 64 output positions step by step and multiplies them with the filters.
+#include "../ops.h"
+#include "deform_product.cuh"
+#include "deform_tensors.h"
+#include "dispatch.h"
+#include "launch.h"
+
+namespace sdpt_ext::cuda {
+namespace {
+
+template <typename Element>
+struct Forward {
+  Geometry geometry;
+  const Element* image;    // (batch, pixels, stride)
+  Fields<Element> fields;
+  const Element* filters;  // (out_channels, taps, stride)
+  const Element* bias;     // (out_channels) or null
+  Element* output;         // (batch, out_channels, plane)
+  int stride;              // channels with their padding
+  int position_tiles;      // per sample
+};
+
+template <typename Element, typename Sum, int kColumns>
+__device__ __forceinline__ void store(const Forward<Element>& arguments,
+                                      const Accumulator<kColumns, Sum>& sums,
+                                      int sample,
+                                      int first_position,
+                                      int first_channel) {
+  const Geometry& geometry = arguments.geometry;
+#pragma unroll
+  for (int j = 0; j < 2 * sums.kBlocks; ++j) {
+    const int channel = first_channel + sums.column(j / 2) + j % 2;
+    if (channel < geometry.out_channels) {
+      const Sum added = arguments.bias ? static_cast<Sum>(arguments.bias[channel]) : 0;
+      Element* plane = arguments.output + (int64_t{sample} * geometry.out_channels + channel) * geometry.plane;
+#pragma unroll
+      for (int i = 0; i < kRowsOfThread; ++i) {
+        const int position = first_position + row_of_thread(i);
+        if (position < geometry.plane) {
+          plane[position] = static_cast<Element>(sums(i, j / 2, j % 2) + added);
+        }
+      }
+    }
+  }
+}
+
+// blockIdx.x: sample and tile of positions; blockIdx.y: tile of kColumns output channels.
+template <typename Element, int kColumns>
+__global__ void __launch_bounds__(kThreads, 2) forward(const Forward<Element> arguments) {
+  constexpr int kDepth = kStepDepth<Element>;
+  using Columns = Tile<Element, kDepth>;
+  __shared__ alignas(16) Element columns_memory[2][kTileRows * kDepth], filters_memory[2][kColumns * kDepth];
+  const Geometry& geometry = arguments.geometry;
+  const int sample = blockIdx.x / arguments.position_tiles;
+  const int first_position = blockIdx.x % arguments.position_tiles * kTileRows;
+  const int first_channel = blockIdx.y * kColumns;
+
+  const int row = threadIdx.x / Columns::kRowChunks, chunk = threadIdx.x % Columns::kRowChunks * Columns::kChunk;
+  const Element* image = arguments.image + int64_t{sample} * geometry.pixels() * arguments.stride;
+  ColumnSampler<Element> sampler(geometry.width, arguments.stride);
+  const Element* filters = arguments.filters + int64_t{first_channel} * geometry.taps * arguments.stride;
+  // Starts everything that the step at this tap and these input channels reads.
+  const auto start_reading = [&](int stage, int tap, int channel) {
+    if (channel == 0) {
+      sampler.move_to(image, locate(geometry, arguments.fields, sample, first_position + row, tap));
+    }
+    const Rows<Element> filter_rows{filters + tap * arguments.stride + channel,
+                                    geometry.out_channels - first_channel,
+                                    geometry.taps * arguments.stride};
+    load_tile<kColumns, kThreads>(Columns{filters_memory[stage]}, filter_rows, arguments.stride - channel);
+    sampler.fetch(channel + chunk);
+  };
+  const auto finish_reading = [&](int stage) {
+    sampler.interpolate(Columns{columns_memory[stage]}.chunk(row, chunk));
+    ptx::cp_async_wait_all();
+  };
+
+  Accumulator<kColumns, SumOf<Element>> sums;
+  sums.clear();
+  start_reading(0, 0, 0);
+  finish_reading(0);
+  __syncthreads();
+  for (int tap = 0, channel = 0, stage = 0; tap < geometry.taps; stage ^= 1) {
+    channel += kDepth;
+    if (channel >= arguments.stride) {
+      channel = 0, ++tap;
+    }
+    if (tap < geometry.taps) {
+      start_reading(stage ^ 1, tap, channel);
+    }
+    multiply_transposed<kDepth>(sums, Columns{columns_memory[stage]}, 0, Columns{filters_memory[stage]});
+    if (tap < geometry.taps) {
+      finish_reading(stage ^ 1);
+    }
+    __syncthreads();
+  }
+
+  store(arguments, sums, sample, first_position, first_channel);
+}
+
+template <typename Element>
+void launch(const Forward<Element>& arguments, int64_t batch, const LaunchScope& scope) {
+  const int64_t tiles = batch * arguments.position_tiles;
+  const auto run = [&](auto kernel, int columns) {
+    const dim3 grid(tiles, (arguments.geometry.out_channels + columns - 1) / columns);
+    kernel<<<grid, kThreads, 0, scope.stream()>>>(arguments);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  };
+  // Wide tiles sample every column once; narrow ones keep more multiprocessors busy where there are few positions, and
+  // do where the product itself takes long.
+  if constexpr (sizeof(Element) == 2) {
+    if (arguments.geometry.out_channels > 64 && tiles > scope.multiprocessors() / 2) {
+      return run(forward<Element, 256>, 256);
+    }
+  }
+  run(forward<Element, 64>, 64);
+}
+
+}  // namespace
+
+Tensor deform_conv2d(const Tensor& input,
+                     const Tensor& offset,
+                     const std::optional<Tensor>& mask,
+                     const Tensor& weight,
+                     const std::optional<Tensor>& bias,
+                     const std::vector<int64_t>& stride,
+                     const std::vector<int64_t>& padding) {
+  const DeformShape shape = check_deform_shape(input, offset, mask, weight, stride, padding);
+  check_bias(bias, input, shape);
+  const LaunchScope scope(input);
+  const Tensor output = empty(input, {shape.batch, shape.out_channels, shape.out_h(), shape.out_w()});
+  if (shape.empty()) {
+    return output;
+  }
+  const Tensor image = channels_last_rows(input), filters = channels_last_rows(weight);
+  const Tensor shifts = torch::stable::contiguous(offset);
+  const std::optional<Tensor> modulation = contiguous(mask), added = contiguous(bias);
+  dispatch_floating(input, "deform_conv2d", [&](auto zero) {
+    using Element = decltype(zero);
+    launch(Forward<Element>{Geometry(shape),
+                            data<Element>(image),
+                            {data<Element>(shifts), data_or_null<Element>(modulation)},
+                            data<Element>(filters),
+                            data_or_null<Element>(added),
+                            mutable_data<Element>(output),
+                            static_cast<int>(image.size(2)),
+                            static_cast<int>((shape.positions() + kTileRows - 1) / kTileRows)},
+           shape.batch,
+           scope);
+  });
+  return output;
+}
+
+}  // namespace sdpt_ext::cuda
