@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from sdpt_ext import _self_check
+
 BACKENDS = ("auto", "ext", "torch")
 COMPILED_OPERATORS = ("bi_attention", "deform_conv2d", "nms")
 _REBUILD = "reinstall with `pip install .` where torch and a C++ compiler are available"
@@ -83,22 +85,25 @@ def must_run_compiled(asked: str) -> bool:
     return asked == "ext" or (library().path is None and "SDPT_EXT_LIBRARY" in os.environ)
 
 
-def resolve_backend(op_name: str, backend: str, *tensors: torch.Tensor) -> str:
-    """What runs operator `op_name` on these tensors: "ext" or "torch".
+def runs_cuda_kernels(device_type: str) -> bool:
+    """Whether the kernels of csrc/cuda serve this kind of device; a simulator runs them on the CPU."""
+    return library().path is not None and hasattr(torch.ops.sdpt_ext, f"cuda_kernels_on_{device_type.upper()}")
+
+
+def resolve_backend(op_name: str, backend: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> str:
+    """What runs operator `op_name` on such tensors, computing in `dtype` (by default the tensor's): "ext" or "torch".
 
     Raises:
         MissingKernelError: the compiled operator was asked for and cannot run.
     """
-    return _resolve_for_device(op_name, backend, tensors[0].device.type)
-
-
-def _resolve_for_device(op_name: str, backend: str, device_type: str) -> str:
     asked = requested_backend(backend)
     if asked == "torch":
         if backend == "auto":
             _warn_once("SDPT_EXT_BACKEND=torch asks for it; unset the variable to use the compiled operators")
         return "torch"
-    problem = missing_kernel(op_name, device_type)
+    problem = missing_kernel(op_name, tensor.device.type)
+    if problem is None and asked == "auto" and runs_cuda_kernels(tensor.device.type):
+        problem = _self_check.failure(op_name, str(tensor.device), dtype or tensor.dtype)
     if problem is None:
         return "ext"
     if must_run_compiled(asked):
@@ -107,11 +112,6 @@ def _resolve_for_device(op_name: str, backend: str, device_type: str) -> str:
         )
     _warn_once(problem)
     return "torch"
-
-
-# What torch.compiler.assume_constant_result does, without importing the compiler: a compiled program takes the answer
-# of the time when it was compiled, and the files and variables that it depends on are no part of the program.
-_resolve_for_device._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -7,6 +7,11 @@
 #define SDPT_EXT_DEVICE_KEY CUDA
 #endif
 
+// That it exists tells Python which kind of device these kernels serve. Nothing calls it.
+STABLE_TORCH_LIBRARY_FRAGMENT(sdpt_ext, m) {
+  m.def("cuda_kernels_on_" C10_STRINGIZE(SDPT_EXT_DEVICE_KEY) "() -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, SDPT_EXT_DEVICE_KEY, m) {
   m.impl("bi_attention", TORCH_BOX(&sdpt_ext::cuda::bi_attention));
   m.impl("bi_attention_backward", TORCH_BOX(&sdpt_ext::cuda::bi_attention_backward));

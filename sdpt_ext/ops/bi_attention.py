@@ -58,7 +58,7 @@ def bi_attention(
     _check(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p)
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
-    implementation = {"ext": _compiled, "torch": _folded}[_library.resolve_backend("bi_attention", backend, x)]
+    implementation = {"ext": _compiled, "torch": _folded}[_library.resolve_backend("bi_attention", backend, x, dtype)]
     with torch.autocast(device_type, enabled=False):
         y, u, mass = implementation(
             x.to(dtype),

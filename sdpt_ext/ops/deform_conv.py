@@ -11,6 +11,7 @@ from torch import Tensor
 from sdpt_ext import _library
 
 Pair = tuple[int, int]
+_HALVES = {torch.float16, torch.bfloat16}
 
 
 def deform_conv2d(
@@ -33,7 +34,9 @@ def deform_conv2d(
     their own spatial size. GLIP feeds one offset map to branches of several sizes, and its trained weights contain
     that behaviour. Where the sizes agree this is the ordinary operator.
 
-    Runs in float32 under autocast and for half precision inputs; float64 stays float64.
+    Runs in float32 under autocast and for half precision inputs; float64 stays float64. Only where the CUDA kernels
+    get nothing but half precision of one kind do they multiply it on tensor cores, with sums in float32; the sampled
+    columns are rounded to it first, so that errors stay within twice those of rounding the exact result.
 
     Args:
         input: (B, C, H, W).
@@ -55,12 +58,13 @@ def deform_conv2d(
     steps, pads = _pair(stride, "stride", 1), _pair(padding, "padding", 0)
     _check(input, offset, mask, weight, bias, steps, pads)
     device_type = input.device.type
-    compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     autocast = torch.is_autocast_enabled(device_type)
+    compute_dtype = _full_precision(input)
     result_dtype = compute_dtype if autocast else input.dtype
-    implementation = {"ext": _compiled, "torch": deform_conv2d_reference}[
-        _library.resolve_backend("deform_conv2d", backend, input)
-    ]
+    kernel_dtype = compute_dtype if autocast else _kernel_dtype(input, offset, mask, weight, bias)
+    chosen = _library.resolve_backend("deform_conv2d", backend, input, kernel_dtype)
+    implementation = {"ext": _compiled, "torch": deform_conv2d_reference}[chosen]
+    compute_dtype = kernel_dtype if chosen == "ext" else compute_dtype
     with torch.autocast(device_type, enabled=False):
         output = implementation(
             input.to(compute_dtype),
@@ -72,6 +76,18 @@ def deform_conv2d(
             pads,
         )
     return output.to(result_dtype)
+
+
+def _kernel_dtype(input: Tensor, *others: Tensor | None) -> torch.dtype:
+    """What the compiled kernel is to compute in."""
+    of_one_kind = all(other is None or other.dtype == input.dtype for other in others)
+    if input.dtype in _HALVES and of_one_kind and _library.runs_cuda_kernels(input.device.type):
+        return input.dtype
+    return _full_precision(input)
+
+
+def _full_precision(input: Tensor) -> torch.dtype:
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
 
 
 def deform_conv2d_reference(

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "csrc"
 # The folder that contains the package `cudasim`.
 FOLDER = Path(os.environ.get("SDPT_CUDASIM", ROOT.parent / "shared"))
+ARCHITECTURE = "sm_90a"
 
 
 def missing() -> str | None:
@@ -24,23 +26,25 @@ def missing() -> str | None:
     return None
 
 
+needs_simulator = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
 def load() -> ModuleType:
     """The module `cudasim`."""
-    sys.path.append(str(FOLDER))
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
     return importlib.import_module("cudasim")
 
 
-def build(architecture: str, *flags: str) -> Path:
-    """The library of every CUDA operator, registered for CPU tensors; `flags` go to nvcc."""
-    kernels = SOURCES / "cuda"
-    sources = [SOURCES / "register.cpp", *sorted(kernels.glob("*.cpp")), *sorted(kernels.glob("*.cu"))]
-    return Path(
-        load().build(
-            list(map(str, sources)),
-            include_dirs=[str(SOURCES)],
-            defines={"TORCH_TARGET_VERSION": "0x020a000000000000", "SDPT_EXT_DEVICE_KEY": "CPU"},
-            arch=architecture,
-            cxx_flags=["-std=c++17"],
-            nvcc_flags=flags,
-        )
+def build(sources: Path = ROOT / "csrc") -> Path:
+    """The library of every operator in `sources`/cuda, registered for CPU tensors."""
+    kernels = sources / "cuda"
+    files = [sources / "register.cpp", *sorted(kernels.glob("*.cpp")), *sorted(kernels.glob("*.cu"))]
+    library = load().build(
+        list(map(str, files)),
+        include_dirs=[str(sources)],
+        defines={"TORCH_TARGET_VERSION": "0x020a000000000000", "SDPT_EXT_DEVICE_KEY": "CPU"},
+        arch=ARCHITECTURE,
+        cxx_flags=["-std=c++17"],
     )
+    return Path(library)

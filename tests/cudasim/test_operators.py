@@ -11,17 +11,13 @@ import pytest
 
 from tests.cudasim import simulator
 
-pytestmark = pytest.mark.cudasim
+pytestmark = [pytest.mark.cudasim, simulator.needs_simulator]
 OPERATORS = sorted(path.name for path in (simulator.ROOT / "tests" / "ops").glob("test_*.py"))
-ARCHITECTURE = "sm_90a"
 
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    problem = simulator.missing()
-    if problem is not None:
-        pytest.skip(problem)
-    return simulator.build(ARCHITECTURE)
+    return simulator.build()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

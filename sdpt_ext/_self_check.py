@@ -1,0 +1,93 @@
+"""Runs a CUDA kernel on a tiny problem before it is trusted: on this device, for this dtype, once per process.
+
+The kernels are proven in a simulator. Should a device, a driver or a compiler make one of them fail all the same, the
+PyTorch path takes over, and nobody gets wrong numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# Against the largest number of each result: far above what rounding does, far below what a wrong kernel does.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+_Draw = Callable[..., Tensor]
+_Problem = Callable[[_Draw, str], "list[Tensor]"]
+
+
+@torch.compiler.assume_constant_result
+def failure(op_name: str, device: str, dtype: torch.dtype) -> str | None:
+    """What went wrong when the kernel of `op_name` ran on `device` (as "cuda:0") for the first time, or None."""
+    index = torch.device(device)
+    kind = torch.cuda.get_device_name(index) if index.type == "cuda" else index.type
+    return _failure(op_name, kind, index.type, dtype)
+
+
+# Of several devices of one kind the current one answers for all.
+@functools.cache
+def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> str | None:
+    where = f"the {op_name} kernel for {dtype} on {kind}"
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+        try:
+            results = _solve(op_name, device_type, dtype, "ext")
+        except RuntimeError as error:
+            return f"{where} does not run ({str(error).splitlines()[0]})"
+        expected = _solve(op_name, device_type, dtype, "torch")
+    for got, right in zip(results, expected):
+        if got.shape != right.shape or not _close(got, right, _TOLERANCES[dtype]):
+            return f"{where} gives wrong numbers"
+    return None
+
+
+def _close(got: Tensor, right: Tensor, tolerance: float) -> bool:
+    got, right = got.double(), right.double()
+    return got.numel() == 0 or bool((got - right).abs().max() <= tolerance * right.abs().max())
+
+
+def _solve(op_name: str, device_type: str, dtype: torch.dtype, backend: str) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device_type, dtype)
+
+    return _PROBLEMS[op_name](draw, backend)
+
+
+def _with_gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> list[Tensor]:
+    return [*outputs, *torch.autograd.grad([output.float().sin().sum() for output in outputs], leaves)]
+
+
+def _bi_attention(draw: _Draw, backend: str) -> list[Tensor]:
+    from sdpt_ext.ops import bi_attention
+
+    x, keys, values, prompts = draw(2, 75, 32), draw(2, 2, 19, 32) / 4, draw(2, 2, 19, 32), draw(3, 32)
+    leaves = [tensor.requires_grad_() for tensor in (x, keys, values, prompts)]
+    bias = torch.zeros_like(keys[..., 0]).detach()
+    outputs = bi_attention(x, keys, bias, values, prompts, num_text=17, dropout_p=0.1, seed=1, backend=backend)
+    return _with_gradients(outputs, leaves)
+
+
+def _deform_conv2d(draw: _Draw, backend: str) -> list[Tensor]:
+    from sdpt_ext.ops import deform_conv2d
+
+    # Offsets a quarter of a pixel off, where half precision cannot move them across a pixel's edge.
+    offset = draw(1, 18, 9, 10).round() + 0.25
+    tensors = (draw(1, 24, 9, 10), offset, draw(1, 9, 9, 10), draw(20, 24, 3, 3) / 8, draw(20))
+    image, offset, mask, weight, bias = leaves = [tensor.requires_grad_() for tensor in tensors]
+    output = deform_conv2d(image, offset, mask, weight, bias, backend=backend)
+    return _with_gradients((output,), leaves)
+
+
+def _nms(draw: _Draw, backend: str) -> list[Tensor]:
+    from sdpt_ext.ops import nms
+
+    corners = 20 * draw(150, 2)
+    boxes = torch.cat([corners, corners + 20 * draw(150, 2).abs()], 1)
+    labels = (draw(150) > 0).long()
+    return [nms(boxes, draw(150), labels, 0.3, backend=backend)]
+
+
+_PROBLEMS: dict[str, _Problem] = {"bi_attention": _bi_attention, "deform_conv2d": _deform_conv2d, "nms": _nms}
