@@ -96,14 +96,19 @@ def resolve_backend(op_name: str, backend: str, tensor: torch.Tensor, dtype: tor
     Raises:
         MissingKernelError: the compiled operator was asked for and cannot run.
     """
+    return _resolve_for_device(op_name, backend, str(tensor.device), dtype or tensor.dtype)
+
+
+def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dtype) -> str:
     asked = requested_backend(backend)
     if asked == "torch":
         if backend == "auto":
             _warn_once("SDPT_EXT_BACKEND=torch asks for it; unset the variable to use the compiled operators")
         return "torch"
-    problem = missing_kernel(op_name, tensor.device.type)
-    if problem is None and asked == "auto" and runs_cuda_kernels(tensor.device.type):
-        problem = _self_check.failure(op_name, str(tensor.device), dtype or tensor.dtype)
+    device_type = torch.device(device).type
+    problem = missing_kernel(op_name, device_type)
+    if problem is None and asked == "auto" and runs_cuda_kernels(device_type):
+        problem = _self_check.failure(op_name, device, dtype)
     if problem is None:
         return "ext"
     if must_run_compiled(asked):
@@ -112,6 +117,12 @@ def resolve_backend(op_name: str, backend: str, tensor: torch.Tensor, dtype: tor
         )
     _warn_once(problem)
     return "torch"
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler: a compiled program takes the answer
+# of the time when it was compiled, and the files and variables that it depends on are no part of the program.
+runs_cuda_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_resolve_for_device._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -18,7 +18,6 @@ _Draw = Callable[..., Tensor]
 _Problem = Callable[[_Draw, str], "list[Tensor]"]
 
 
-@torch.compiler.assume_constant_result
 def failure(op_name: str, device: str, dtype: torch.dtype) -> str | None:
     """What went wrong when the kernel of `op_name` ran on `device` (as "cuda:0") for the first time, or None."""
     index = torch.device(device)
