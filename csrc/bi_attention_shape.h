@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -75,6 +76,39 @@ inline BiAttentionShape check_bi_attention(const torch::stable::Tensor& x,
   STD_TORCH_CHECK(
       dropout_p >= 0 && dropout_p < 1, "bi_attention: dropout_p must be at least 0 and below 1, got ", dropout_p);
   return shape;
+}
+
+inline void check_like(const torch::stable::Tensor& tensor,
+                       const char* name,
+                       const std::vector<int64_t>& sizes,
+                       const torch::stable::Tensor& like) {
+  bool fits = tensor.dim() == static_cast<int64_t>(sizes.size()) && tensor.scalar_type() == like.scalar_type();
+  for (size_t dim = 0; fits && dim < sizes.size(); ++dim) {
+    fits = tensor.size(dim) == sizes[dim];
+  }
+  STD_TORCH_CHECK(fits, "bi_attention_backward: ", name, " has another shape or dtype than in the forward pass");
+}
+
+// What backward gets beside the inputs of forward.
+inline void check_bi_attention_saved(const BiAttentionShape& shape,
+                                     const torch::stable::Tensor& x,
+                                     const torch::stable::Tensor& key_bias,
+                                     const torch::stable::Tensor& grad_y,
+                                     const torch::stable::Tensor& grad_u,
+                                     const torch::stable::Tensor& grad_mass,
+                                     const torch::stable::Tensor& u,
+                                     const torch::stable::Tensor& mass,
+                                     const torch::stable::Tensor& image_lse,
+                                     const torch::stable::Tensor& text_lse) {
+  const std::vector<int64_t> gathered{shape.batch, shape.heads, shape.text, shape.width};
+  const std::vector<int64_t> per_text{shape.batch, shape.heads, shape.text};
+  check_like(grad_y, "grad_y", {shape.batch, shape.positions, shape.width}, x);
+  check_like(grad_u, "grad_u", gathered, x);
+  check_like(grad_mass, "grad_mass", per_text, key_bias);
+  check_like(u, "u", gathered, x);
+  check_like(mass, "mass", per_text, key_bias);
+  check_like(image_lse, "image_lse", {shape.batch, shape.heads, shape.positions}, key_bias);
+  check_like(text_lse, "text_lse", per_text, key_bias);
 }
 
 }  // namespace sdpt_ext

@@ -281,14 +281,6 @@ void run(const Arguments<Storage, Element>& a, const Dropout& dropout) {
   store_row(a.grad_prompts, grad_prompts.data(), shape.prompts * shape.width);
 }
 
-void check_like(const Tensor& tensor, const char* name, const std::vector<int64_t>& sizes, const Tensor& like) {
-  bool fits = tensor.dim() == static_cast<int64_t>(sizes.size()) && tensor.scalar_type() == like.scalar_type();
-  for (size_t dim = 0; fits && dim < sizes.size(); ++dim) {
-    fits = tensor.size(dim) == sizes[dim];
-  }
-  STD_TORCH_CHECK(fits, "bi_attention_backward: ", name, " has another shape or dtype than in the forward pass");
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const Tensor& grad_y,
@@ -309,16 +301,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
                                                                          int64_t seed) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
-  const std::vector<int64_t> image{shape.batch, shape.positions, shape.width};
-  const std::vector<int64_t> gathered{shape.batch, shape.heads, shape.text, shape.width};
-  const std::vector<int64_t> per_text{shape.batch, shape.heads, shape.text};
-  check_like(grad_y, "grad_y", image, x);
-  check_like(grad_u, "grad_u", gathered, x);
-  check_like(grad_mass, "grad_mass", per_text, key_bias);
-  check_like(u, "u", gathered, x);
-  check_like(mass, "mass", per_text, key_bias);
-  check_like(image_lse, "image_lse", {shape.batch, shape.heads, shape.positions}, key_bias);
-  check_like(text_lse, "text_lse", per_text, key_bias);
+  check_bi_attention_saved(shape, x, key_bias, grad_y, grad_u, grad_mass, u, mass, image_lse, text_lse);
   const auto contiguous = [](const Tensor& tensor) { return torch::stable::contiguous(tensor); };
   const Tensor given[] = {
       contiguous(grad_y), contiguous(grad_u), contiguous(x), contiguous(keys), contiguous(values), contiguous(u)};

@@ -78,9 +78,9 @@ void run_image(const Backward& b, const LaunchScope& scope) {
   params.work = {int64_t{b.shape.batch} * tiles, b.shape.heads, 1};
   params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
   params.x = data<Element>(b.x);
-  params.prompts = b.prompts ? data<Element>(*b.prompts) : nullptr;
+  params.prompts = data_or_null<Element>(b.prompts);
   params.grad_y = data<Element>(b.grad_y);
-  params.visible = b.image_mask ? data<bool>(*b.image_mask) : nullptr;
+  params.visible = data_or_null<bool>(b.image_mask);
   params.image_lse = data<Number>(b.image_lse);
   params.text = b.terms<Number>();
   const TextOperand<Element> keys{data<Element>(b.keys), b.shape.tokens};
@@ -104,14 +104,14 @@ void run_text(const Backward& b, const LaunchScope& scope) {
                  ImageStream<Traits, true>::items(b.shape), 1};
   params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
   params.image.rows = data<Element>(b.x);
-  params.image.prompts = b.prompts ? data<Element>(*b.prompts) : nullptr;
-  params.image.visible = b.image_mask ? data<bool>(*b.image_mask) : nullptr;
+  params.image.prompts = data_or_null<Element>(b.prompts);
+  params.image.visible = data_or_null<bool>(b.image_mask);
   params.image.grads = data<Element>(b.grad_y);
   params.keys = data<Element>(b.keys);
   params.values = data<Element>(b.values);
   params.grad_u = data<Element>(b.grad_u);
-  params.image_lse = data<Number>(b.image_lse);
-  params.image_delta = data<Number>(b.image_delta);
+  params.image.lse = data<Number>(b.image_lse);
+  params.image.delta = data<Number>(b.image_delta);
   params.text = b.terms<Number>();
   params.grad_keys = mutable_data<Element>(b.grad_keys);
   params.grad_values = mutable_data<Element>(b.grad_values);
@@ -175,6 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
                                                                          int64_t seed) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+  check_bi_attention_saved(shape, x, key_bias, grad_y, grad_u, grad_mass, u, mass, image_lse, text_lse);
   const LaunchScope scope(x);
   Backward b{sizes_of(shape),    dropout_p, seed,
              padded(grad_y),     padded(grad_u),

@@ -43,8 +43,8 @@ void run_text(const Forward& f, const LaunchScope& scope) {
                  ImageStream<Traits, false>::items(f.shape), 1};
   params.dropout = Dropout<Number>::with(f.dropout_p, f.seed);
   params.image.rows = data<Element>(f.x);
-  params.image.prompts = f.prompts ? data<Element>(*f.prompts) : nullptr;
-  params.image.visible = f.image_mask ? data<bool>(*f.image_mask) : nullptr;
+  params.image.prompts = data_or_null<Element>(f.prompts);
+  params.image.visible = data_or_null<bool>(f.image_mask);
   params.keys = data<Element>(f.keys);
   params.u = mutable_data<Element>(f.u);
   params.mass = mutable_data<Number>(f.mass);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
+#include <string>
 
 #include <torch/headeronly/util/Exception.h>
 
@@ -94,13 +96,10 @@ inline int attribute(cudaDeviceAttr which) {
   return value;
 }
 
-// Shared memory that one block may have.
+// Shared memory that one block may have. SDPT_EXT_SHARED_MEMORY lets a test run what smaller devices run.
 inline size_t shared_memory_limit() {
-#ifdef SDPT_EXT_SHARED_MEMORY_LIMIT  // lets a test run what smaller devices run
-  return SDPT_EXT_SHARED_MEMORY_LIMIT;
-#else
-  return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-#endif
+  const char* pretended = std::getenv("SDPT_EXT_SHARED_MEMORY");
+  return pretended ? std::stoul(pretended) : attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
 }
 
 template <class Kernel>
@@ -110,7 +109,11 @@ bool fits() {
 
 // Runs kernel on as many blocks as are resident at once (at most one per step), and merge where they shared tiles.
 template <class Kernel, class Traits, typename Params>
-void launch(const LaunchScope& scope, const Tensor& like, Params params, void (*kernel)(Params), void (*merge)(Params)) {
+void launch(const LaunchScope& scope,
+            const Tensor& like,
+            Params params,
+            void (*kernel)(Params),
+            void (*merge)(Params)) {
   if (params.work.steps() == 0) {
     return;
   }

@@ -15,7 +15,6 @@ struct TextBackwardParams {
   Dropout<Number> dropout;
   ImageOperand<Element> image;
   const Element *keys, *values, *grad_u;
-  const Number *image_lse, *image_delta;  // (B, H, N)
   TextTerms<Number> text;
   Element *grad_keys, *grad_values;
   Number* grad_bias;
@@ -50,7 +49,7 @@ struct TextBackward {
   const Params& p;
   Memory& shared;
   Stream stream;
-  int64_t image_terms[kRowsOfThread];  // where the image's terms of the head of a row begin
+  int head_of_row[kRowsOfThread];  // of the thread's rows, counted from the first head of the tile
 
   __device__ TextBackward(const Params& params, Memory& memory)
       : p(params), shared(memory), stream(memory.stream, params.image, params.shape) {}
@@ -100,11 +99,12 @@ struct TextBackward {
           p.text.load(p.shape, head + place / tokens, exists ? place % tokens : tokens);
       shared.dropout_keys[threadIdx.x] = DropoutKeys::of(p.dropout, p.shape, head * tokens + place);
     }
+    const int first_head = first / tokens, last_head = (first + rows - 1) / tokens;
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
-      image_terms[i] = (head + min((first + row_of_thread(i)) / tokens, p.shape.heads - 1)) * p.shape.image;
+      head_of_row[i] = min((first + row_of_thread(i)) / tokens, last_head) - first_head;
     }
-    stream.start(static_cast<int>(batch), segment.begin, segment.end);
+    stream.start(static_cast<int>(batch), segment.begin, segment.end, first_head, last_head - first_head + 1);
   }
 
   // Adds what flows back through one image tile.
@@ -160,8 +160,8 @@ struct TextBackward {
     }
     Number lse = kInfinity, delta = Number(0);  // prompts and rows past the end have no output
     if (column < item.count) {
-      lse = p.image_lse[image_terms[i] + item.first + column];
-      delta = p.image_delta[image_terms[i] + item.first + column];
+      lse = item.lse[head_of_row[i]][column];
+      delta = item.delta[head_of_row[i]][column];
     }
     const Number image_weight = exponential<Element>(score + term.bias - lse);
     const Number text_weight = exponential<Element>(score + item.hidden[column] - term.lse);

@@ -24,7 +24,10 @@ __device__ __forceinline__ void store_partial(const Accumulator<kColumns, Number
   for (int i = 0; i < kRowsOfThread; ++i) {
 #pragma unroll
     for (int j = 0; j < values.kBlocks; ++j) {
-      store_pair(slot + row_of_thread(i) * kColumns + values.column(j), values(i, j, 0), values(i, j, 1));
+      const auto pair = pair_of(values(i, j, 0), values(i, j, 1));
+      // One store of the pair: from two, every sector would be written twice.
+      __stcg(reinterpret_cast<std::decay_t<decltype(pair)>*>(slot + row_of_thread(i) * kColumns + values.column(j)),
+             pair);
     }
   }
 }

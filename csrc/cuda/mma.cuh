@@ -17,7 +17,7 @@ constexpr int kRowsOfThread = 4;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int warp_row() { return threadIdx.x / 32 / kWarpColumns; }
+__device__ __forceinline__ int warp_row() { return threadIdx.x / (32 * kWarpColumns); }
 __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % kWarpColumns; }
 
 // The i-th of the four rows that a thread holds elements of.
@@ -64,22 +64,28 @@ struct Accumulator {
   }
 };
 
+// A lane reads chunks whose swizzle never changes, so that one exclusive or per step of depth finds them all.
 template <int kDepth, typename Element, int kA, int kB, int kColumns>
 __device__ __forceinline__ void multiply_transposed_on_tensor_cores(
     Accumulator<kColumns>& c, Tile<Element, kA> a, int a_column, Tile<Element, kB> b) {
   constexpr int kBlocks = Accumulator<kColumns>::kBlocks;
-  const int a_row = warp_row() * kWarpRows + lane() % 16, b_row = warp_column() * kBlocks * 8 + lane() % 8;
-#pragma unroll 2
+  const unsigned a_row = warp_row() * kWarpRows + lane() % 16, b_row = warp_column() * kBlocks * 8 + lane() % 8;
+  const uint32_t a_address = a.row_address(a_row), a_swizzle = a.swizzle(a_row) ^ (lane() / 16 * 16);
+  const uint32_t b_address = b.row_address(b_row), b_swizzle = b.swizzle(b_row) ^ (lane() / 8 % 2 * 16);
+  const uint32_t pair_address = b_address + lane() / 16 * 8 * b.kRowBytes;
+#pragma unroll 4
   for (int k = 0; k < kDepth; k += 16) {
     uint32_t left[2][4];
+    const uint32_t a_chunk = ((a_column + k) * sizeof(Element)) ^ a_swizzle;
+    const uint32_t b_chunk = (k * sizeof(Element)) ^ b_swizzle;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      ptx::ldmatrix_x4(left[i], a.chunk(a_row + 16 * i, a_column + k + lane() / 16 * 8));
+      ptx::ldmatrix_x4(left[i], a_address + a_chunk + i * 16 * a.kRowBytes);
     }
 #pragma unroll
     for (int j = 0; j + 1 < kBlocks; j += 2) {
       uint32_t right[4];
-      ptx::ldmatrix_x4(right, b.chunk(b_row + (j + lane() / 16) * 8, k + lane() / 8 % 2 * 8));
+      ptx::ldmatrix_x4(right, pair_address + b_chunk + j * 8 * b.kRowBytes);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         ptx::mma(c.block[i][j], left[i], right[0], right[1], Element{});
@@ -88,7 +94,7 @@ __device__ __forceinline__ void multiply_transposed_on_tensor_cores(
     }
     if constexpr (kBlocks % 2 == 1) {
       uint32_t right[2];
-      ptx::ldmatrix_x2(right, b.chunk(b_row + (kBlocks - 1) * 8, k + lane() / 8 % 2 * 8));
+      ptx::ldmatrix_x2(right, b_address + b_chunk + (kBlocks - 1) * 8 * b.kRowBytes);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         ptx::mma(c.block[i][kBlocks - 1], left[i], right[0], right[1], Element{});
@@ -102,18 +108,22 @@ __device__ __forceinline__ void multiply_on_tensor_cores(
     Accumulator<kColumns>& c, Tile<Element, kA> a, int a_column, Tile<Element, kColumns> b) {
   constexpr int kBlocks = Accumulator<kColumns>::kBlocks;
   static_assert(kBlocks % 2 == 0, "blocks of columns are loaded in pairs");
-  const int a_row = warp_row() * kWarpRows + lane() % 16, b_column = warp_column() * kBlocks * 8 + lane() / 16 * 8;
+  const unsigned a_row = warp_row() * kWarpRows + lane() % 16, b_row = lane() % 16;
+  const uint32_t a_address = a.row_address(a_row), a_swizzle = a.swizzle(a_row) ^ (lane() / 16 * 16);
+  const uint32_t b_address = b.row_address(b_row), b_swizzle = b.swizzle(b_row) ^ (lane() / 16 * 16);
+  const uint32_t b_first = warp_column() * kBlocks * 16;
 #pragma unroll 2
   for (int k = 0; k < kDepth; k += 16) {
     uint32_t left[2][4];
+    const uint32_t a_chunk = ((a_column + k) * sizeof(Element)) ^ a_swizzle;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      ptx::ldmatrix_x4(left[i], a.chunk(a_row + 16 * i, a_column + k + lane() / 16 * 8));
+      ptx::ldmatrix_x4(left[i], a_address + a_chunk + i * 16 * a.kRowBytes);
     }
 #pragma unroll
     for (int j = 0; j < kBlocks; j += 2) {
       uint32_t right[4];
-      ptx::ldmatrix_x4_transposed(right, b.chunk(k + lane() % 16, b_column + j * 8));
+      ptx::ldmatrix_x4_transposed(right, b_address + k * b.kRowBytes + ((b_first + j * 16) ^ b_swizzle));
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         ptx::mma(c.block[i][j], left[i], right[0], right[1], Element{});

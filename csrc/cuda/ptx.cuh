@@ -13,10 +13,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 
 // Copies 16 bytes from global to shared memory in the background, or writes zeros where valid is false.
-__device__ __forceinline__ void cp_async(void* destination, const void* source, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(destination)),
+__device__ __forceinline__ void cp_async(uint32_t destination, const void* source, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination),
                "l"(source),
                "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// The same for one number of 4 or 8 bytes.
+template <typename Number>
+__device__ __forceinline__ void cp_async_number(Number* destination, const Number* source, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(destination)),
+               "l"(source),
+               "n"(sizeof(Number)),
+               "r"(valid ? int{sizeof(Number)} : 0)
                : "memory");
 }
 
@@ -24,25 +34,25 @@ __device__ __forceinline__ void cp_async_wait_all() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// Lane l gives the address of row l % 8 of matrix l / 8; each matrix has 8 rows of 8 16-bit elements.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&matrices)[4], const void* row) {
+// Lane l gives the shared address of row l % 8 of matrix l / 8; each matrix has 8 rows of 8 16-bit elements.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&matrices)[2], const void* row) {
+__device__ __forceinline__ void ldmatrix_x2(uint32_t (&matrices)[2], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(matrices[0]), "=r"(matrices[1])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
-__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&matrices)[4], const void* row) {
+__device__ __forceinline__ void ldmatrix_x4_transposed(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 

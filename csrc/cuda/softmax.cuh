@@ -20,12 +20,12 @@ __device__ __forceinline__ NumberOf<Element> exponential(NumberOf<Element> x) {
 // The log-sum-exp of logits of which there may be none: then +infinity, so that exp(logit - lse) is 0.
 template <typename Number>
 __device__ __forceinline__ Number log_sum_exp(Number maximum, Number sum) {
-  return sum > 0 ? maximum + log(sum) : Number(kInfinity);
+  return sum == 0 ? Number(kInfinity) : maximum + log(sum);
 }
 
 template <typename Number>
 __device__ __forceinline__ Number inverse_or_zero(Number sum) {
-  return sum > 0 ? 1 / sum : Number(0);
+  return sum == 0 ? Number(0) : 1 / sum;
 }
 
 // A maximum that can be subtracted: rows without any visible logit have -infinity.
