@@ -86,7 +86,7 @@ class BiAttentionBlock(nn.Module):
 
 
 def _scaled_residual(x: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
-    """``x + gamma * delta``, in the memory of ``delta`` where no gradient needs it: new memory costs more than adding."""
+    """``x + gamma * delta``, in the memory of ``delta`` where no gradient needs it: new memory costs more than that."""
     wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, gamma, delta))
     reuses_memory = not wants_gradient and delta.dtype == x.dtype
     return torch.addcmul(x, gamma, delta, out=delta if reuses_memory else None)
