@@ -33,4 +33,4 @@ cmake -S "$root" -B "$build" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_CXX_COMPILER=
 cmake --build "$build"
 cd "$root"
 LD_PRELOAD=$preload SDPT_EXT_LIBRARY=$build/libsdpt_ext_ops.so \
-  "$python" -m pytest -q -p no:cacheprovider tests/ops -k "ext and not lesser and not unbiased" "${@:2}"
+  "$python" -m pytest -q -s -p no:cacheprovider tests/ops -k "ext and not lesser and not unbiased" "${@:2}"

@@ -9,8 +9,9 @@ from sdpt_ext.models.glip.head import flatten_levels, split_levels
 from sdpt_ext.nn import BiAttentionBlock
 
 from ..golden import cases
+from ..ops.backends import BACKENDS as OPERATOR_BACKENDS
 
-BACKENDS = ("eager", "torch")
+BACKENDS = ["eager", *OPERATOR_BACKENDS]
 PRECISIONS = ((torch.float32, 1e-5), (torch.float64, 1e-6))
 
 
