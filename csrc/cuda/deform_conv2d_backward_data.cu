@@ -6,6 +6,7 @@
 // input's gradient, which come in any order, are made in integers.
 #include "../ops.h"
 #include "deform_product.cuh"
+#include "deform_sample.cuh"
 #include "deform_tensors.h"
 #include "dispatch.h"
 #include "fixed_point.cuh"
@@ -42,14 +43,14 @@ struct BackwardData {
 };
 
 template <typename Element>
-constexpr int kColumnsOf = 512 / sizeof(SumOf<Element>);
+constexpr int kColumnsOf = 512 / sizeof(NumberOf<Element>);
 // The padding keeps the rows of a warp's pairs in different banks.
 template <typename Element>
 constexpr int kStagedRow = kColumnsOf<Element> + 8;
 
 // (64, kColumnsOf) gradients of the sampled columns of one tap.
 template <typename Element>
-__device__ __forceinline__ Accumulator<kColumnsOf<Element>, SumOf<Element>> column_gradients(
+__device__ __forceinline__ Accumulator<kColumnsOf<Element>, NumberOf<Element>> column_gradients(
     const BackwardData<Element>& arguments, int sample, int first_position, int tap, int first_channel, void* memory) {
   constexpr int kDepth = kStepDepth<Element>, kColumns = kColumnsOf<Element>;
   constexpr int kStage = (kTileRows + kColumns) * kDepth;
@@ -73,7 +74,7 @@ __device__ __forceinline__ Accumulator<kColumnsOf<Element>, SumOf<Element>> colu
         filter_tile(stage), Rows{filters.base + depth, filters.count, filters.stride}, width);
   };
 
-  Accumulator<kColumns, SumOf<Element>> sums;
+  Accumulator<kColumns, NumberOf<Element>> sums;
   sums.clear();
   start_reading(0, 0);
   for (int depth = 0, stage = 0; depth < arguments.grad_stride; depth += kDepth, stage ^= 1) {
@@ -96,13 +97,12 @@ struct FieldGradients {
 
 // One warp hands on the gradient of one sampled column, kColumns channels from first_channel on.
 template <typename Element>
-__device__ FieldGradients<SumOf<Element>> spread(const BackwardData<Element>& arguments,
-                                                 const FixedPointScale<SumOf<Element>>& scale,
-                                                 const Sample<SumOf<Element>>& at,
-                                                 int sample,
+__device__ FieldGradients<NumberOf<Element>> spread(const BackwardData<Element>& arguments,
+                                                 const FixedPointScale<NumberOf<Element>>& scale,
+                                                 const Sample<NumberOf<Element>>& at,
                                                  int first_channel,
-                                                 const SumOf<Element>* column) {
-  using Sum = SumOf<Element>;
+                                                 const NumberOf<Element>* column) {
+  using Sum = NumberOf<Element>;
   const Geometry& geometry = arguments.geometry;
   FieldGradients<Sum> result;
 #pragma unroll
@@ -110,7 +110,7 @@ __device__ FieldGradients<SumOf<Element>> spread(const BackwardData<Element>& ar
     if (!at.is_inside(corner)) {
       continue;
     }
-    const int64_t pixel = int64_t{sample} * geometry.pixels() + at.pixel(corner, geometry.width);
+    const int64_t pixel = at.pixel(corner, geometry.width);
     const Sum share = at.modulation * at.weight(corner);
     Sum product = 0;
     for (int i = lane(); i < kColumnsOf<Element> && first_channel + i < geometry.channels; i += 32) {
@@ -140,7 +140,7 @@ __device__ Sum sum_over_warp(Sum value) {
 // blockIdx.x: sample and tile of positions; blockIdx.y: tap.
 template <typename Element>
 __global__ void __launch_bounds__(kThreads, 2) backward_data(const BackwardData<Element> arguments) {
-  using Sum = SumOf<Element>;
+  using Sum = NumberOf<Element>;
   constexpr int kColumns = kColumnsOf<Element>, kWarpPositions = kTileRows / (kThreads / 32);
   __shared__ alignas(16) Sum memory[kTileRows * kStagedRow<Element>];
   const Geometry& geometry = arguments.geometry;
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_data(const BackwardData<
     for (int i = 0; i < kWarpPositions; ++i) {
       const Sample<Sum> at = locate(geometry, arguments.fields, sample, first_position + first_row + i, tap);
       const Sum* column = memory + (first_row + i) * kStagedRow<Element>;
-      const FieldGradients<Sum> found = spread(arguments, scale, at, sample, first_channel, column);
+      const FieldGradients<Sum> found = spread(arguments, scale, at, first_channel, column);
       const Sum dy = sum_over_warp(found.dy), dx = sum_over_warp(found.dx);
       const Sum modulation = sum_over_warp(found.modulation);
       if (lane() == i) {
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_data(const BackwardData<
 template <typename Element>
 __global__ void __launch_bounds__(kThreads)
     to_floating(const BackwardData<Element> arguments, int64_t count, Element* grad_input) {
-  const FixedPointScale<SumOf<Element>> scale(arguments.bound());
+  const FixedPointScale<NumberOf<Element>> scale(arguments.bound());
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i < count) {
     grad_input[i] = static_cast<Element>(scale.read(arguments.grad_image[i]));

@@ -2,6 +2,7 @@
 // the positions out; their sums are added in a fixed order afterwards.
 #include "../ops.h"
 #include "deform_product.cuh"
+#include "deform_sample.cuh"
 #include "deform_tensors.h"
 #include "dispatch.h"
 #include "launch.h"
@@ -15,7 +16,7 @@ struct BackwardWeight {
   const Element* grad_output;  // (batch, plane, grad_stride)
   const Element* image;        // (batch, pixels, image_stride)
   Fields<Element> fields;
-  SumOf<Element>* partial;  // (splits, out_channels, taps, channels)
+  NumberOf<Element>* partial;  // (splits, out_channels, taps, channels)
   int grad_stride, image_stride;
   int channel_tiles;
   int sample_steps;  // steps of kStepDepth positions that cover one sample
@@ -39,18 +40,17 @@ __global__ void __launch_bounds__(kThreads, 2) backward_weight(const BackwardWei
   const int first_out_channel = blockIdx.z * kColumns;
 
   const int row = threadIdx.x / Columns::kRowChunks, chunk = threadIdx.x % Columns::kRowChunks * Columns::kChunk;
-  ColumnSampler<Element> sampler(geometry.width, arguments.image_stride);
+  ColumnSampler<Element> sampler(arguments.image, geometry.width, arguments.image_stride);
   const auto start_reading = [&](int stage, int64_t step) {
-    const int64_t sample = step / arguments.sample_steps;
+    const int sample = static_cast<int>(step / arguments.sample_steps);
     const int position = static_cast<int>(step % arguments.sample_steps) * kDepth;
     const Rows<Element> gradient_rows{
-        arguments.grad_output + (sample * geometry.plane + position) * arguments.grad_stride + first_out_channel,
+        arguments.grad_output + (int64_t{sample} * geometry.plane + position) * arguments.grad_stride + first_out_channel,
         geometry.plane - position,
         arguments.grad_stride};
     load_tile<kDepth, kThreads>(
         Gradients{gradients_memory[stage]}, gradient_rows, arguments.grad_stride - first_out_channel);
-    sampler.move_to(arguments.image + sample * geometry.pixels() * arguments.image_stride,
-                    locate(geometry, arguments.fields, sample, position + row, tap));
+    sampler.move_to(locate(geometry, arguments.fields, sample, position + row, tap));
     sampler.fetch(first_channel + chunk);
   };
   const auto finish_reading = [&](int stage) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_weight(const BackwardWei
     ptx::cp_async_wait_all();
   };
 
-  Accumulator<kColumns, SumOf<Element>> sums;
+  Accumulator<kColumns, NumberOf<Element>> sums;
   sums.clear();
   const int64_t begin = share_begin(arguments.steps, gridDim.x, blockIdx.x);
   const int64_t end = share_begin(arguments.steps, gridDim.x, blockIdx.x + 1);
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_weight(const BackwardWei
     __syncthreads();
   }
 
-  sums.for_each([&](SumOf<Element>& sum, int i, int column) {
+  sums.for_each([&](NumberOf<Element>& sum, int i, int column) {
     const int channel = first_channel + row_of_thread(i), out_channel = first_out_channel + column;
     if (channel < geometry.channels && out_channel < geometry.out_channels) {
       const int64_t filter = (int64_t{blockIdx.x} * geometry.out_channels + out_channel) * geometry.taps + tap;
@@ -145,7 +145,7 @@ Tensor deform_conv2d_backward_weight(const Tensor& grad_output,
                                    data<Element>(gradient),
                                    data<Element>(image),
                                    {data<Element>(shifts), data_or_null<Element>(modulation)},
-                                   mutable_data<SumOf<Element>>(partial),
+                                   mutable_data<NumberOf<Element>>(partial),
                                    static_cast<int>(gradient.size(2)),
                                    static_cast<int>(image.size(2)),
                                    grid.channel_tiles,

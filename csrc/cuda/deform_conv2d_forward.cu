@@ -1,6 +1,7 @@
 // Implicit GEMM: a block samples the columns of 64 output positions step by step and multiplies them with the filters.
 #include "../ops.h"
 #include "deform_product.cuh"
+#include "deform_sample.cuh"
 #include "deform_tensors.h"
 #include "dispatch.h"
 #include "launch.h"
@@ -56,15 +57,14 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const Forward<Element> ar
   const int first_channel = blockIdx.y * kColumns;
 
   const int row = threadIdx.x / Columns::kRowChunks, chunk = threadIdx.x % Columns::kRowChunks * Columns::kChunk;
-  const Element* image = arguments.image + int64_t{sample} * geometry.pixels() * arguments.stride;
-  ColumnSampler<Element> sampler(geometry.width, arguments.stride);
-  const Element* filters = arguments.filters + int64_t{first_channel} * geometry.taps * arguments.stride;
+  ColumnSampler<Element> sampler(arguments.image, geometry.width, arguments.stride);
   // Starts everything that the step at this tap and these input channels reads.
   const auto start_reading = [&](int stage, int tap, int channel) {
     if (channel == 0) {
-      sampler.move_to(image, locate(geometry, arguments.fields, sample, first_position + row, tap));
+      sampler.move_to(locate(geometry, arguments.fields, sample, first_position + row, tap));
     }
-    const Rows<Element> filter_rows{filters + tap * arguments.stride + channel,
+    const int64_t first_filter = int64_t{first_channel} * geometry.taps + tap;
+    const Rows<Element> filter_rows{arguments.filters + first_filter * arguments.stride + channel,
                                     geometry.out_channels - first_channel,
                                     geometry.taps * arguments.stride};
     load_tile<kColumns, kThreads>(Columns{filters_memory[stage]}, filter_rows, arguments.stride - channel);
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const Forward<Element> ar
     ptx::cp_async_wait_all();
   };
 
-  Accumulator<kColumns, SumOf<Element>> sums;
+  Accumulator<kColumns, NumberOf<Element>> sums;
   sums.clear();
   start_reading(0, 0, 0);
   finish_reading(0);

@@ -1,7 +1,6 @@
 // The product that only the deformable convolution needs: its left factor is stored transposed.
 #pragma once
 
-#include "deform_sample.cuh"
 #include "mma.cuh"
 
 namespace sdpt_ext::cuda {
