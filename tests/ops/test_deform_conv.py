@@ -13,7 +13,7 @@ from torch import Tensor
 from sdpt_ext.ops import deform_conv2d
 from tests.golden import cases
 
-from .backends import BACKENDS, SIMULATED, needs_library
+from .backends import BACKENDS, DEVICE, SIMULATED, needs_library
 
 GOLDEN = ["dcn_same", "dcn_down", "dcn_up_quirk", "dcn_up_quirk2"]
 
@@ -37,7 +37,8 @@ def example(
         (out_channels, channels, *kernel),
         (out_channels,),
     ]
-    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    draws = [torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for shape in shapes]
+    tensors = [draw.to(DEVICE, dtype) for draw in draws]
     tensors[1] *= 1.5
     return tensors
 
@@ -88,19 +89,20 @@ def with_gradients(tensors: list[Tensor], **options: Any) -> list[Tensor]:
 def test_equals_official_numbers(name: str, dtype: torch.dtype, tolerance: float, backend: str) -> None:
     meta, arrays = cases.load("c_mdcn_op")
     case = meta["cases"][name]
-    image = cases.inputs(f"{name}.x", case["x"], dtype).requires_grad_()
-    field = cases.inputs(f"{name}.offset_mask", case["offset_mask"], dtype, case["offset_mask_scale"]).requires_grad_()
-    weight = cases.tensor(cases.fill.fill(f"{name}.weight", case["weight"]), dtype)
-    bias = cases.tensor(cases.fill.fill(f"{name}.bias", case["bias"]), dtype)
+    image = cases.inputs(f"{name}.x", case["x"], dtype).to(DEVICE).requires_grad_()
+    field = cases.inputs(f"{name}.offset_mask", case["offset_mask"], dtype, case["offset_mask_scale"])
+    field = field.to(DEVICE).requires_grad_()
+    weight = cases.tensor(cases.fill.fill(f"{name}.weight", case["weight"]), dtype).to(DEVICE)
+    bias = cases.tensor(cases.fill.fill(f"{name}.bias", case["bias"]), dtype).to(DEVICE)
     output = deform_conv2d(
         image, field[:, :18], field[:, 18:].sigmoid(), weight, bias, stride=case["stride"], backend=backend
     )
-    output.backward(cases.cotangent(name, output))
+    output.backward(cases.cotangent(name, output).to(DEVICE))
     assert image.grad is not None
     assert field.grad is not None
-    cases.assert_close(output, arrays, f"{name}.out", tolerance)
-    cases.assert_close(image.grad, arrays, f"{name}.grad_x", tolerance)
-    cases.assert_close(field.grad, arrays, f"{name}.grad_offset_mask", tolerance)
+    cases.assert_close(output.cpu(), arrays, f"{name}.out", tolerance)
+    cases.assert_close(image.grad.cpu(), arrays, f"{name}.grad_x", tolerance)
+    cases.assert_close(field.grad.cpu(), arrays, f"{name}.grad_offset_mask", tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -251,7 +253,7 @@ def test_infinite_pixels_do_not_leak_into_other_positions(backend: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_runs_in_float32_under_autocast(dtype: torch.dtype, backend: str) -> None:
     halves = [tensor.to(dtype) for tensor in example()]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         automatic = deform_conv2d(*halves, backend=backend)
     assert automatic.dtype == torch.float32
     torch.testing.assert_close(automatic, deform_conv2d(*(tensor.float() for tensor in halves), backend=backend))

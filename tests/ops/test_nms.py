@@ -10,16 +10,16 @@ from torch import Tensor
 
 from sdpt_ext.ops import nms
 
-from .backends import BACKENDS, needs_library
+from .backends import BACKENDS, DEVICE, needs_library
 
 
 def random_boxes(count: int, classes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(count)
-    corners = 40 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    sizes = 30 * torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    scores = torch.rand(count, generator=generator, dtype=torch.float64)
-    labels = torch.randint(classes, (count,), generator=generator)
-    return torch.cat([corners, corners + sizes], 1).to(dtype), scores.to(dtype), labels
+    corners = 40 * torch.rand(count, 2, generator=generator, dtype=torch.float64, device="cpu")
+    sizes = 30 * torch.rand(count, 2, generator=generator, dtype=torch.float64, device="cpu")
+    scores = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+    labels = torch.randint(classes, (count,), generator=generator, device="cpu")
+    return torch.cat([corners, corners + sizes], 1).to(DEVICE, dtype), scores.to(DEVICE, dtype), labels.to(DEVICE)
 
 
 def by_loops(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> list[int]:
@@ -50,6 +50,13 @@ def test_equals_the_definition(count: int, classes: int, backend: str) -> None:
 @needs_library
 def test_backends_agree_in_float32() -> None:
     boxes, scores, labels = random_boxes(1000, 3)
+    assert torch.equal(nms(boxes, scores, labels, 0.5, "ext"), nms(boxes, scores, labels, 0.5, "torch"))
+
+
+# More boxes than the CUDA kernel compares at a time.
+@needs_library
+def test_backends_agree_on_many_boxes() -> None:
+    boxes, scores, labels = random_boxes(2100, 40)
     assert torch.equal(nms(boxes, scores, labels, 0.5, "ext"), nms(boxes, scores, labels, 0.5, "torch"))
 
 
