@@ -119,11 +119,21 @@ void run_text(const Backward& b, const LaunchScope& scope) {
   launch<TextBackward<Traits>, Traits>(scope, b.x, params, text_backward<Traits>, merge_text_backward<Traits>);
 }
 
+template <class Traits>
+void run_smallest_text(const Backward& b, const LaunchScope& scope) {
+  STD_TORCH_CHECK(fits<TextBackward<Traits>>(), "bi_attention_backward: a width of ", b.shape.width,
+                  " in this dtype needs ", sizeof(typename TextBackward<Traits>::Memory),
+                  " bytes of shared memory per block, and this device has ", shared_memory_limit());
+  if constexpr (sizeof(typename TextBackward<Traits>::Memory) <= kMostSharedMemory) {
+    run_text<Traits>(b, scope);
+  }
+}
+
 // The largest chunk that a head needs and that fits, then fewer rows.
 template <typename Element, int kWidth>
 void choose_image(const Backward& b, const LaunchScope& scope) {
   constexpr int kRows = sizeof(Element) == 2 ? 64 : 32;
-  using Large = ImageTraits<Element, kWidth, 288, kRows>;
+  using Large = ImageTraits<Element, kWidth, sizeof(Element) == 2 ? 288 : 256, kRows>;  // no registers for more
   using Medium = ImageTraits<Element, kWidth, 96, kRows>;
   using Small = ImageTraits<Element, kWidth, 32, 32>;
   if constexpr (sizeof(Element) == 8) {
@@ -143,15 +153,16 @@ void choose_text(const Backward& b, const LaunchScope& scope) {
   using Large = TextTraits<Element, kWidth, kRows, 32, 2>;
   using Medium = TextTraits<Element, kWidth, kRows, 32, 1>;
   using Small = TextTraits<Element, kWidth, 32, 32, 1>;
-  if (fits<TextBackward<Large>>()) {
+  if constexpr (sizeof(Element) == 8) {
+    run_smallest_text<Small>(b, scope);
+  } else if constexpr (kWidth <= 64) {  // fits everywhere
+    run_text<Large>(b, scope);
+  } else if (fits<TextBackward<Large>>()) {
     run_text<Large>(b, scope);
   } else if (fits<TextBackward<Medium>>()) {
     run_text<Medium>(b, scope);
   } else {
-    STD_TORCH_CHECK(fits<TextBackward<Small>>(), "bi_attention_backward: a width of ", b.shape.width,
-                    " in this dtype needs ", sizeof(typename TextBackward<Small>::Memory),
-                    " bytes of shared memory per block, and this device has ", shared_memory_limit());
-    run_text<Small>(b, scope);
+    run_smallest_text<Small>(b, scope);
   }
 }
 

@@ -58,7 +58,7 @@ void choose_image(const Forward& f, const LaunchScope& scope) {
   constexpr int kRows = sizeof(Element) == 2 ? 64 : 32;
   using Small = ImageTraits<Element, kWidth, 32, kRows>;
   using Medium = ImageTraits<Element, kWidth, 96, kRows>;
-  using Large = ImageTraits<Element, kWidth, 288, kRows>;
+  using Large = ImageTraits<Element, kWidth, sizeof(Element) == 2 ? 288 : 256, kRows>;  // no registers for more
   if constexpr (sizeof(Element) == 8) {
     run_image<Small>(f, scope);
   } else if (f.shape.tokens > 96 && fits<ImageForward<Large>>()) {
@@ -77,6 +77,8 @@ void choose_text(const Forward& f, const LaunchScope& scope) {
   using Small = TextTraits<Element, kWidth, kRows, 32, 1>;
   if constexpr (sizeof(Element) == 8) {
     run_text<Small>(f, scope);
+  } else if constexpr (kWidth <= 64) {  // fits everywhere
+    run_text<Large>(f, scope);
   } else if (fits<TextForward<Large>>()) {
     run_text<Large>(f, scope);
   } else {

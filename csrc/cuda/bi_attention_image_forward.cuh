@@ -176,7 +176,7 @@ struct ImageForward {
 };
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kTokens <= 32 ? 2 : 1)
     image_forward(const __grid_constant__ ImageForwardParams<typename Traits::Element> params) {
   using Kernel = ImageForward<Traits>;
   Kernel kernel(params, shared_memory<typename Kernel::Memory>());

@@ -96,6 +96,8 @@ inline int attribute(cudaDeviceAttr which) {
   return value;
 }
 
+constexpr size_t kMostSharedMemory = 227 * 1024;  // of a block on any device: what needs more is not compiled
+
 // Shared memory that one block may have. SDPT_EXT_SHARED_MEMORY lets a test run what smaller devices run.
 inline size_t shared_memory_limit() {
   const char* pretended = std::getenv("SDPT_EXT_SHARED_MEMORY");

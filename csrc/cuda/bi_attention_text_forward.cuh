@@ -169,7 +169,7 @@ struct TextForward {
 };
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads)
+__global__ void __launch_bounds__(Traits::kThreads, Traits::kStages)  // two blocks where memory is plenty
     text_forward(const __grid_constant__ TextForwardParams<typename Traits::Element> params) {
   using Kernel = TextForward<Traits>;
   Kernel kernel(params, shared_memory<typename Kernel::Memory>());

@@ -73,7 +73,7 @@ __device__ __forceinline__ void multiply_transposed_on_tensor_cores(
   const uint32_t a_address = a.row_address(a_row), a_swizzle = a.swizzle(a_row) ^ (lane() / 16 * 16);
   const uint32_t b_address = b.row_address(b_row), b_swizzle = b.swizzle(b_row) ^ (lane() / 8 % 2 * 16);
   const uint32_t pair_address = b_address + lane() / 16 * 8 * b.kRowBytes;
-#pragma unroll 4
+#pragma unroll 2
   for (int k = 0; k < kDepth; k += 16) {
     uint32_t left[2][4];
     const uint32_t a_chunk = ((a_column + k) * sizeof(Element)) ^ a_swizzle;
