@@ -8,6 +8,7 @@ python python/tools/kernel_counters.py
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -134,16 +135,27 @@ HEADER = (
 )
 
 
+WORKLOADS: dict[str, Callable[[], list[Workload]]] = {
+    "deform_conv2d": deform_conv2d_workloads,
+    "bi_attention": lambda: [*bi_attention_workloads(20), *bi_attention_workloads(256)],
+}
+
+
 def main() -> None:
     from tests.cudasim import simulator
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operators", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
+    parser.add_argument("--library", type=Path, help="simulated library; default: built from csrc")
+    arguments = parser.parse_args()
     cudasim = simulator.load()
-    os.environ["SDPT_EXT_LIBRARY"] = str(simulator.build())
+    os.environ["SDPT_EXT_LIBRARY"] = str(arguments.library or simulator.build())
     cudasim.torch_allocator()
     from sdpt_ext import _library
 
-    assert _library.runs_cuda_kernels("cpu")
-    workloads = [*deform_conv2d_workloads(), *bi_attention_workloads(20), *bi_attention_workloads(256)]
+    if not _library.runs_cuda_kernels("cpu"):
+        parser.error(f"{os.environ['SDPT_EXT_LIBRARY']} holds no simulated kernels: {_library.library().problem}")
+    workloads = [workload for operator in arguments.operators for workload in WORKLOADS[operator]()]
     rows = [row(workload, launch) for workload in workloads for launch in launches(workload)]
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "kernels.md").write_text("\n".join([INTRODUCTION, HEADER, *rows]) + "\n")
