@@ -15,8 +15,8 @@ struct Backward {
   Tensor grad_y, grad_u, grad_mass, x, keys, key_bias, values;
   std::optional<Tensor> prompts, image_mask;
   Tensor u, mass, image_lse, text_lse;
-  Tensor image_delta, text_delta;
-  Tensor grad_x, grad_keys, grad_bias, grad_values, prompt_sums;
+  Tensor image_delta{}, text_delta{};
+  Tensor grad_x{}, grad_keys{}, grad_bias{}, grad_values{}, prompt_sums{};
 
   template <typename Number>
   TextTerms<Number> terms() const {

@@ -13,7 +13,7 @@ struct Forward {
   int64_t seed;
   Tensor x, keys, key_bias, values;
   std::optional<Tensor> prompts, image_mask;
-  Tensor y, u, mass, image_lse, text_lse;
+  Tensor y{}, u{}, mass{}, image_lse{}, text_lse{};
 };
 
 template <class Traits>

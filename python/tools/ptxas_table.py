@@ -1,7 +1,8 @@
 """Compile every CUDA kernel and write to docs/ptxas.md what ptxas says: registers, spills, shared memory, occupancy.
 
-Warnings are errors, and so is a spill. The occupancy is what threads, registers and static shared memory allow; dynamic
-shared memory is known at a launch alone and stands in docs/kernels.md.
+Warnings are errors. The table is committed and compared, so that no spill comes in unseen. The occupancy is what
+threads, registers and static shared memory allow; dynamic shared memory is known at a launch alone and stands in
+docs/kernels.md.
 
 python python/tools/ptxas_table.py                   every source
 python python/tools/ptxas_table.py nms.cu            that one alone; the other rows stay
@@ -11,9 +12,12 @@ python python/tools/ptxas_table.py --check           compile every source, compa
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,9 +133,6 @@ def compiler_version() -> str:
 
 def compile_rows(source: Path) -> list[str]:
     kernels = parse(*compile_kernels(source))
-    spilling = [f"{kernel.name} on sm_{kernel.architecture}" for kernel in kernels if kernel.spilled_bytes > 0]
-    if spilling:
-        raise SystemExit("these kernels spill registers: " + ", ".join(spilling))
     print(source.name, flush=True)
     return rows(source.name, kernels)
 
@@ -145,7 +146,8 @@ def main() -> None:
     chosen = [source for source in every if not arguments.sources or source.name in arguments.sources]
     others = {source.name for source in every if source not in chosen}
     kept = [line for line in committed_rows() if line.split(" ")[1] in others]
-    fresh = table([*kept, *(line for source in chosen for line in compile_rows(source))], compiler_version())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        fresh = table([*kept, *itertools.chain.from_iterable(pool.map(compile_rows, chosen))], compiler_version())
     if not arguments.check:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(fresh)
