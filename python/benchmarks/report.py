@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,4 +34,5 @@ def print_row(columns: Sequence[Column], row: dict[str, Any]) -> None:
 def write_json(path: Path | None, **report: Any) -> None:
     """Write the report, unless there is no path to write to."""
     if path is not None:
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        command = shlex.join(["python", *sys.argv])
+        path.write_text(json.dumps({"command": command, **report}, indent=2) + "\n")
