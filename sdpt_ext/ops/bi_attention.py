@@ -58,19 +58,20 @@ def bi_attention(
     _check(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p)
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
-    implementation = {"ext": _compiled, "torch": _folded}[_library.resolve_backend("bi_attention", backend, x, dtype)]
+    chosen = _library.resolve_backend("bi_attention", backend, x, dtype)
     with torch.autocast(device_type, enabled=False):
-        y, u, mass = implementation(
+        tensors = (
             x.to(dtype),
             keys.to(dtype),
             key_bias.to(accumulation_dtype(dtype)),
             values.to(dtype),
             None if prompts is None else prompts.to(dtype),
             image_mask,
-            num_text,
-            dropout_p,
-            seed,
         )
+        if chosen == "ext":
+            y, u, mass = _compiled(*tensors, num_text, dropout_p, seed)
+        else:
+            y, u, mass = FoldedBiAttention.apply(*tensors, num_text, Dropout(dropout_p, seed))
     return (y, u, mass) if return_mass else (y, u)
 
 
@@ -109,21 +110,6 @@ def _check(
             raise ValueError(f"bi_attention: {name} is on {tensor.device}, but x is on {x.device}")
 
 
-def _folded(
-    x: Tensor,
-    keys: Tensor,
-    key_bias: Tensor,
-    values: Tensor,
-    prompts: Tensor | None,
-    image_mask: Tensor | None,
-    num_text: int,
-    dropout_p: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dropout = Dropout(dropout_p, seed)
-    return FoldedBiAttention.apply(x, keys, key_bias, values, prompts, image_mask, num_text, dropout)
-
-
 def _compiled(
     x: Tensor,
     keys: Tensor,
@@ -131,18 +117,14 @@ def _compiled(
     values: Tensor,
     prompts: Tensor | None,
     image_mask: Tensor | None,
-    num_text: int,
-    dropout_p: float,
-    seed: int,
+    *options: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = x.dtype
     if dtype == torch.float16 and x.device.type == "cpu":  # no processor multiplies them any faster
         x, keys, values = x.float(), keys.float(), values.float()
         prompts = None if prompts is None else prompts.float()
     mask = None if image_mask is None else image_mask.bool()
-    y, u, mass, _, _ = torch.ops.sdpt_ext.bi_attention(
-        x, keys, key_bias, values, prompts, mask, num_text, dropout_p, seed
-    )
+    y, u, mass, _, _ = torch.ops.sdpt_ext.bi_attention(x, keys, key_bias, values, prompts, mask, *options)
     return y.to(dtype), u.to(dtype), mass.to(dtype)
 
 
@@ -154,8 +136,7 @@ def _fake_forward(
     prompts: Tensor | None,
     image_mask: Tensor | None,
     num_text: int,
-    dropout_p: float,
-    seed: int,
+    *dropout: float,
 ) -> tuple[Tensor, ...]:
     batch, heads = keys.shape[:2]
     mass = key_bias.new_empty(batch, heads, num_text)
