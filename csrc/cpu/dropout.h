@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../bi_attention_shape.h"
+#include "mix.h"
 #include "softmax_kernels.h"
 
 namespace sdpt_ext::cpu {
@@ -37,12 +38,6 @@ class Dropout {
   static uint32_t counter(int64_t row) { return static_cast<uint32_t>(row) * 0x9e3779b9u; }
 
  private:
-  static uint32_t mix(uint32_t x) {
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    return x ^ x >> 16;
-  }
-
   bool active_;
   uint32_t seed_, threshold_;
   double scale_;

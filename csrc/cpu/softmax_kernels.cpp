@@ -1,5 +1,7 @@
 #include "softmax_kernels.h"
 
+#include "mix.h"
+
 #define SDPT_EXT_LOOPS "softmax_loops.inc"
 #include "multiversion.inc"
 
