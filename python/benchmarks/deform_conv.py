@@ -10,12 +10,11 @@ same run.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from arguments import benchmark_parser
 from machine import hardware, matmul_peak
 from report import Column, print_header, print_row, write_json
 from timing import alternate
@@ -64,11 +63,8 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements per number (default: %(default)s)")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--shapes", type=parse_shape, nargs="+", default=SHAPES, metavar="BxCxHxW")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     return parser.parse_args()
 
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import benchmark_parser
 from fusion_blocks import CONTENDERS, Case, Unavailable, build, needed_flops
 from machine import hardware, matmul_peak
 from memory import peak_extra_bytes
@@ -79,7 +78,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--all", action="store_true", help="everything that is not chosen otherwise")
     for name in ("positions", "tokens", "prompts"):
         parser.add_argument(
@@ -89,8 +88,6 @@ def parse_arguments() -> argparse.Namespace:
         choices = EVERYTHING[name]
         parser.add_argument(f"--{name}", nargs="+", choices=choices, help=f"default: {', '.join(DEFAULTS[name])}")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements per number (default: %(default)s)")
     parser.add_argument(
         "--budget",
         type=float,
@@ -98,7 +95,6 @@ def parse_arguments() -> argparse.Namespace:
         help="seconds per case after which no repeat starts (default: %(default)s)",
     )
     parser.add_argument("--no_memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     arguments = parser.parse_args()
     for name, values in (EVERYTHING if arguments.all else DEFAULTS).items():
         if getattr(arguments, name) is None:

@@ -15,10 +15,10 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from arguments import benchmark_parser
 from machine import hardware, matmul_peak
 from parts import PartMeter
 from report import Column, print_header, print_row, write_json
@@ -78,14 +78,11 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, repeats=3)
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS), help="default: both")
     parser.add_argument("--tokens", type=int, nargs="+", default=[20, 195], help="real tokens (default: %(default)s)")
     parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="default: all")
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="measurements per number (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     return parser.parse_args()
 
 
