@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from distillation import EfficientNetLite, FeatureDistillation
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import BertConfig
+from transformers.modeling_outputs import BackboneOutput
 
 from sdpt_ext.data.atomic import replacing, write_json
 from sdpt_ext.data.pretrain import Photographs, PretrainStream, ShapeScenes, StreamOptions
@@ -42,6 +44,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--weight_decay", type=float, default=0.05)
     parser.add_argument("--word_weight", type=float, default=3.0, help="weight of the losses that compare words")
+    parser.add_argument(
+        "--distillation_weight", type=float, default=0.0, help="weight of the ImageNet teacher's features (default: 0)"
+    )
     parser.add_argument("--ema_decay", type=float, default=0.998)
     parser.add_argument(
         "--short_sides", type=int, nargs="+", help="image sizes to draw from (default: the processor's)"
@@ -113,7 +118,7 @@ def word_cross_entropy(scores: Tensor, words: Tensor) -> Tensor:
 class Pretraining:
     """Model, averaged model and optimiser of a run, with a state that survives interruption."""
 
-    parts = ("model", "average", "word_losses", "optimizer")
+    parts = ("model", "average", "auxiliary", "optimizer")
 
     def __init__(self, options: argparse.Namespace, processor: GlipProcessor) -> None:
         self.options = options
@@ -123,15 +128,22 @@ class Pretraining:
         self.model.backbone.body.set_attn_implementation("eager")
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))
         separators = processor.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "."])
-        self.word_losses = WordLosses(self.model.config, separators)
+        self.auxiliary = nn.ModuleDict({"words": WordLosses(self.model.config, separators)})
+        if options.distillation_weight:
+            self.teacher = EfficientNetLite(processor.config)
+            self.auxiliary["features"] = FeatureDistillation(self.model.backbone.body.channels)
         self.model.head.register_forward_hook(self._keep_head_output)
+        self.model.backbone.body.register_forward_hook(self._keep_feature_maps)
         groups = parameter_groups(self.model, options.weight_decay)
-        groups.append({"params": list(self.word_losses.parameters()), "weight_decay": 0.0})
+        groups.append({"params": list(self.auxiliary.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
         self.step, self.seconds = 0, 0.0
 
     def _keep_head_output(self, module: nn.Module, inputs: Any, output: HeadOutput) -> None:
         self.head_output = output
+
+    def _keep_feature_maps(self, module: nn.Module, inputs: Any, output: BackboneOutput) -> None:
+        self.feature_maps = output.feature_maps
 
     @property
     def state_path(self) -> Path:
@@ -157,17 +169,24 @@ class Pretraining:
             group["lr"] = options.learning_rate * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
             output = self.model(**batch)
-        anchors = self.model.anchors(output.level_sizes)
-        word_losses = self.word_losses(self.head_output, anchors, batch)
-        loss = output.loss + options.word_weight * torch.stack(list(word_losses.values())).sum()
+            auxiliary = self.auxiliary_losses(output.level_sizes, batch)
+        weights = {"features": options.distillation_weight}
+        loss = output.loss + sum(weights.get(name, options.word_weight) * value for name, value in auxiliary.items())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update_parameters(self.model)
         self.step += 1
-        losses = {name: value.item() for name, value in {**output.loss_dict, **word_losses}.items()}
+        losses = {name: value.item() for name, value in {**output.loss_dict, **auxiliary}.items()}
         return {**losses, "loss": loss.item(), "grad_norm": norm.item(), "lr": options.learning_rate * factor}
+
+    def auxiliary_losses(self, level_sizes: list[tuple[int, int]], batch: dict[str, Any]) -> dict[str, Tensor]:
+        losses = self.auxiliary["words"](self.head_output, self.model.anchors(level_sizes), batch)
+        if "features" in self.auxiliary:
+            teacher_maps = self.teacher(batch["pixel_values"])
+            losses["features"] = self.auxiliary["features"](self.feature_maps, [maps.float() for maps in teacher_maps])
+        return losses
 
     def export(self, processor: GlipProcessor) -> None:
         """Write the averaged model in half precision, as it is shipped."""

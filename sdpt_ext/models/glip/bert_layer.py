@@ -19,7 +19,7 @@ class ClampedBertLayer(BertLayer):
     Weights trained in half precision may rely on the limits. The attention's output has none.
     """
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T, C) text states and their (B, T) mask, non-zero on real tokens -> (B, T, C)."""
         attended = self.attention.output(self._attend(hidden, attention_mask), hidden)
         inner = _clamp(self.intermediate.intermediate_act_fn(_clamp(self.intermediate.dense(attended))))
