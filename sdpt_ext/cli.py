@@ -103,6 +103,7 @@ def fraction(text: str) -> float:
 
 def load_detector(arguments: argparse.Namespace) -> tuple[GlipForObjectDetection, GlipProcessor]:
     """The model, in eval mode on its device, and the processor that `add_model_arguments` describes."""
+    from .models.glip.processing import CONFIG_NAME, ProcessorConfig
     from .models.loading import load_model
     from .tuners import load_adapter
 
@@ -111,6 +112,9 @@ def load_detector(arguments: argparse.Namespace) -> tuple[GlipForObjectDetection
     if arguments.adapter is not None:
         _refuse_whole_model(Path(arguments.adapter))
         load_adapter(model, arguments.adapter)
+        tuned_with = Path(arguments.adapter) / CONFIG_NAME
+        if tuned_with.is_file():
+            processor.config = ProcessorConfig.from_file(tuned_with)
     return model.to(device).eval(), processor  # type: ignore[arg-type]  # transformers wraps `to` without its types
 
 

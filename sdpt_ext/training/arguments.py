@@ -45,6 +45,13 @@ class RunArguments:
     max_val_images: int | None = field(
         default=None, metadata={"help": "Measure on this many images of the validation split; all if not given."}
     )
+    image_size: str = field(
+        default="auto",
+        metadata={
+            "help": "Short side of the pictures in pixels, or auto: the model's own, and up to 1.5 times as much "
+            "where most objects would be smaller than 40 pixels."
+        },
+    )
     method: str = field(default="sdpt", metadata={"help": "How the model is tuned.", "choices": list(METHODS)})
     num_tokens: int = field(default=10, metadata={"help": "SDPT: prototype tokens per fusion layer."})
     text_prompts: TextPrompts = field(
@@ -76,6 +83,8 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
+        if self.image_size != "auto" and not (self.image_size.isdecimal() and int(self.image_size) >= 32):
+            raise ValueError(f"--image_size is {self.image_size}; it must be auto or a number of pixels, at least 32")
 
     def tuning_config(self) -> SDPTConfig:
         """The options of `sdpt_ext.tuners.apply_method`."""

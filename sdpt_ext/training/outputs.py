@@ -12,13 +12,14 @@ import yaml
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from sdpt_ext.data.atomic import write_json, write_text
+from sdpt_ext.models.glip import processing
 from sdpt_ext.training.weights import MODEL_FOLDER
 from sdpt_ext.tuners import adapter
 
 METRICS, CONFIG, PREDICTIONS, CURVES = "metrics.json", "config.yaml", "predictions_test.json", "curves.png"
 AUTO_RESUME = "auto"
 _TENSORBOARD = "runs"
-_WEIGHTS = (adapter.CONFIG_NAME, adapter.WEIGHTS_NAME, MODEL_FOLDER)
+_ADAPTER = (adapter.CONFIG_NAME, adapter.WEIGHTS_NAME, processing.CONFIG_NAME)
 _NOT_IN_RECIPE = ("resume_from_checkpoint", "overwrite")
 
 
@@ -70,13 +71,21 @@ class RunFolder:
         write_json(self.path / PREDICTIONS, predictions)
 
     def _holds_run(self) -> bool:
-        return bool(self._checkpoints()) or any((self.path / name).exists() for name in _WEIGHTS)
+        return bool(self._checkpoints()) or any((self.path / name).exists() for name in (*_ADAPTER, MODEL_FOLDER))
 
     def _clear(self) -> None:
         for folder in (*self._checkpoints(), self.path / MODEL_FOLDER, self.path / _TENSORBOARD):
             if folder.exists():
                 shutil.rmtree(folder)
-        for name in (METRICS, CONFIG, PREDICTIONS, CURVES, adapter.CONFIG_NAME, adapter.WEIGHTS_NAME):
+        for name in (
+            METRICS,
+            CONFIG,
+            PREDICTIONS,
+            CURVES,
+            processing.CONFIG_NAME,
+            adapter.CONFIG_NAME,
+            adapter.WEIGHTS_NAME,
+        ):
             (self.path / name).unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[Path]:

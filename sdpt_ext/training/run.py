@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from sdpt_ext.data.collate import TrainCollator
 from sdpt_ext.data.detection import DetectionImages
+from sdpt_ext.data.image_size import fitting_image_size
 from sdpt_ext.data.sources import open_dataset
 from sdpt_ext.evaluation.inference import evaluate_model
 from sdpt_ext.models.loading import load_model
@@ -75,6 +76,7 @@ class _Run:
         self.throughput = ThroughputCallback()
         self._open_splits()
         self.model, self.processor = load_model(self.options.model, self.options.checkpoint)
+        self._set_image_size()
         self.model.to(self.training.device)  # type: ignore[arg-type]
         set_seed(self.training.seed)
         # Before the long zero-shot evaluation, so that options which do not fit the model fail at once.
@@ -88,6 +90,17 @@ class _Run:
         if self.training.eval_strategy != "no":
             val = open_dataset(options.data, options.val_split)
             self.val = val.select(range(min(len(val), options.max_val_images or len(val))))
+
+    def _set_image_size(self) -> None:
+        config, wanted = self.processor.config, self.options.image_size
+        size = fitting_image_size(self.train, config) if wanted == "auto" else int(wanted)
+        self.processor.config = config.with_image_size(size)
+        if wanted == "auto" and size != config.shortest_edge and self.training.should_log:
+            print(
+                f"small objects: pictures are resized to {size} pixels instead of {config.shortest_edge} (short side); "
+                f"--image_size {config.shortest_edge} is faster",
+                flush=True,
+            )
 
     def cached_features(self) -> contextlib.AbstractContextManager[None]:
         """The backbone with its cache, if the run has one."""

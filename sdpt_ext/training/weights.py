@@ -50,9 +50,10 @@ def load_weights(model: GlipForObjectDetection, method: str, folder: Path) -> No
 
 
 def export_weights(model: GlipForObjectDetection, processor: GlipProcessor, method: str, folder: Path) -> None:
-    """Write the result of a run into `folder`: the adapter, or the whole model and its processor in "model"."""
+    """Write the result of a run into `folder`: the adapter and its image size, or model and processor in "model"."""
     if method in ADAPTER_METHODS:
         save_weights(model, method, folder)
+        processor.config.save(folder)
         return
     with whole_folder(folder / MODEL_FOLDER) as partial:
         model.save_pretrained(partial)

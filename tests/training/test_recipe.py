@@ -54,8 +54,12 @@ def test_flags_override_the_recipe_and_the_recipe_the_defaults(tmp_path: Path, n
 
 def test_yaml_scalars_take_the_type_of_their_flag(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("learning_rate: 1e-3\nmax_steps: -1\nnum_train_epochs: 2\nfp16: no\nsave_total_limit: null\n")
-    training = parse_arguments([str(path)]).training
+    path.write_text(
+        "image_size: 320\nlearning_rate: 1e-3\nmax_steps: -1\nnum_train_epochs: 2\nfp16: no\nsave_total_limit: null\n"
+    )
+    arguments = parse_arguments([str(path)])
+    training = arguments.training
+    assert arguments.run.image_size == "320"
     assert training.learning_rate == 1e-3  # PyYAML reads 1e-3 as a string
     assert (training.max_steps, training.num_train_epochs) == (-1, 2.0)
     assert training.fp16 is False
@@ -78,6 +82,8 @@ def test_lists_and_mappings_pass_through_a_recipe(tmp_path: Path) -> None:
         (["--method", "lore"], "invalid choice: 'lore'"),
         (["--num_tokens", "0"], "--num_tokens is 0"),
         (["--shots", "0"], "--shots is 0"),
+        (["--image_size", "large"], "--image_size is large; it must be auto or a number of pixels"),
+        (["--image_size", "16"], "--image_size is 16"),
         (["--text_prompts", "hidden"], "invalid choice"),
         (["--eval_strategy", "sometimes"], "sometimes"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import signal
@@ -14,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdpt_ext.cli import add_model_arguments, load_detector
 from sdpt_ext.evaluation.coco import SUMMARY
 from sdpt_ext.models.glip import GlipForObjectDetection
 from sdpt_ext.models.loading import load_model
@@ -68,6 +70,18 @@ def test_a_run_writes_everything(
     load_adapter(load_model(model_folder)[0], tmp_path)
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("zero-shot", "tuned", "trainable parameters  640 of", "peak memory"))
+
+
+def test_the_adapter_keeps_the_image_size_it_was_tuned_at(train: Train, tmp_path: Path, model_folder: Path) -> None:
+    train(tmp_path, "--max_steps", 1, "--image_size", 96)
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    flags = ["--model", str(model_folder), "--device", "cpu"]
+    sizes = [
+        load_detector(parser.parse_args([*flags, *adapter]))[1].config.shortest_edge
+        for adapter in ([], ["--adapter", str(tmp_path)])
+    ]
+    assert sizes == [64, 96]
 
 
 def test_the_written_config_reproduces_the_run(train: Train, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,28 @@ class ProcessorConfig:
         }
         return cls(**arguments)
 
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> ProcessorConfig:
+        """From a processor_config.json; raises ValueError naming the file if it is none."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a processor configuration: {error}") from error
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes processor_config.json."""
+        write_json(Path(directory) / CONFIG_NAME, asdict(self))
+
+    def with_image_size(self, shortest_edge: int) -> ProcessorConfig:
+        """The same with another short side; the other lengths change in proportion."""
+        factor = shortest_edge / self.shortest_edge
+        return replace(
+            self,
+            shortest_edge=shortest_edge,
+            longest_edge=round(self.longest_edge * factor),
+            train_shortest_edges=tuple(round(edge * factor) for edge in self.train_shortest_edges),
+        )
+
 
 NANO_CONFIG = ProcessorConfig(
     shortest_edge=256,
@@ -113,17 +135,13 @@ class GlipProcessor:
         """From a folder written by ``save_pretrained`` or a repository of the Hugging Face hub."""
         config_file = Path(_resolve_file(name_or_path, CONFIG_NAME, hub_options))
         vocabulary = Path(_resolve_file(name_or_path, VOCABULARY_NAME, hub_options))
-        try:
-            config = ProcessorConfig.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"{config_file} is not a processor configuration: {error}") from error
-        return cls(_tokenizer(vocabulary), config)
+        return cls(_tokenizer(vocabulary), ProcessorConfig.from_file(config_file))
 
     def save_pretrained(self, directory: str | os.PathLike[str], **_: Any) -> None:
         """Writes processor_config.json and vocab.txt."""
         vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
         write_text(Path(directory) / VOCABULARY_NAME, "".join(f"{piece}\n" for piece, _ in vocabulary))
-        write_json(Path(directory) / CONFIG_NAME, asdict(self.config))
+        self.config.save(directory)
 
     def __call__(
         self,
