@@ -23,6 +23,16 @@ using BiAttention = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Ten
                                                                        double dropout_p,
                                                                        int64_t seed);
 
+// Adds y and the offset to x -> u, mass.
+using BiAttentionAdd = std::tuple<Tensor, Tensor>(const Tensor& x,
+                                                  const Tensor& keys,
+                                                  const Tensor& key_bias,
+                                                  const Tensor& values,
+                                                  const Tensor& offset,
+                                                  const std::optional<Tensor>& prompts,
+                                                  const std::optional<Tensor>& image_mask,
+                                                  int64_t num_text);
+
 // -> gradients of x, keys, key_bias, values, prompts; without prompts theirs has no elements.
 using BiAttentionBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor& grad_y,
                                                                                const Tensor& grad_u,
@@ -73,6 +83,7 @@ using Nms = Tensor(const Tensor& boxes, const Tensor& scores, const Tensor& labe
 namespace cpu {
 
 BiAttention bi_attention;
+BiAttentionAdd bi_attention_add_;
 BiAttentionBackward bi_attention_backward;
 DeformConv2d deform_conv2d;
 DeformConv2dBackwardData deform_conv2d_backward_data;

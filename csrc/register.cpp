@@ -5,12 +5,16 @@ STABLE_TORCH_LIBRARY(sdpt_ext, m) {
   // -> y, u, mass, image_lse, text_lse
   m.def(
       "bi_attention(Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor? prompts, Tensor? image_mask, "
-      "int num_text, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // x += offset + y -> u, mass; without gradients, and not on every device
+  m.def(
+      "bi_attention_add_(Tensor(a!) x, Tensor keys, Tensor key_bias, Tensor values, Tensor offset, Tensor? prompts, "
+      "Tensor? image_mask, int num_text) -> (Tensor, Tensor)");
   // -> gradients of x, keys, key_bias, values, prompts
   m.def(
       "bi_attention_backward(Tensor grad_y, Tensor grad_u, Tensor grad_mass, Tensor x, Tensor keys, Tensor key_bias, "
       "Tensor values, Tensor? prompts, Tensor? image_mask, Tensor u, Tensor mass, Tensor image_lse, Tensor text_lse, "
-      "int num_text, float dropout_p, int seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "deform_conv2d(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, "
       "int[] stride, int[] padding) -> Tensor");

@@ -80,6 +80,11 @@ def missing_kernel(op_name: str, device_type: str) -> str | None:
     return None
 
 
+def has_kernel(op_name: str, device_type: str) -> bool:
+    """Whether the compiled operator can run on this kind of device."""
+    return missing_kernel(op_name, device_type) is None
+
+
 def must_run_compiled(asked: str) -> bool:
     """Whether falling back to PyTorch would go against the user's word."""
     return asked == "ext" or (library().path is None and "SDPT_EXT_LIBRARY" in os.environ)
@@ -121,6 +126,7 @@ def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dt
 
 # What torch.compiler.assume_constant_result does, without importing the compiler: a compiled program takes the answer
 # of the time when it was compiled, and the files and variables that it depends on are no part of the program.
+has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 runs_cuda_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _resolve_for_device._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

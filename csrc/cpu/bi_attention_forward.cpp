@@ -18,7 +18,8 @@ struct Arguments {
   BiAttentionShape shape;
   const Storage *x, *keys, *values, *prompts;
   const Number* bias;
-  const bool* visible;  // (batch, positions) or null
+  const bool* visible;    // (batch, positions) or null
+  const Storage* offset;  // (width) or null: y starts from x + offset, and may then be x itself
   Storage *y, *u;
   Number *mass, *image_lse, *text_lse;
 };
@@ -136,6 +137,9 @@ class Worker {
     if (shape.text > 0) {
       rows_.pack(Strided<Storage>{data, shape.width, 1}, rows.size(), shape.width);
     }
+    if (is_image && a_.offset) {
+      start_from(data, rows.size());
+    }
     for (size_t index = 0; index < groups_.size(); ++index) {
       const HeadGroup& group = groups_[index];
       product_.multiply(scores_.get(),
@@ -152,7 +156,7 @@ class Worker {
                           weight_tile_.by_row(weights_.get(), rows.size(), columns),
                           text_.values[index].data(),
                           {rows.size(), shape.width, elements_of_depth<Element>(columns)},
-                          index > 0);
+                          index > 0 || a_.offset);
       }
       if (shape.text > 0) {
         gather(group, rows, is_image && a_.visible);
@@ -164,6 +168,17 @@ class Worker {
                   output_.get() + row * shape.width,
                   shape.width);
       }
+    }
+  }
+
+  void start_from(const Storage* data, int64_t rows) {
+    const int64_t width = a_.shape.width;
+    for (int64_t row = 0; row < rows; ++row) {
+      std::transform(data + row * width,
+                     data + (row + 1) * width,
+                     a_.offset,
+                     output_.get() + row * width,
+                     [](Storage x, Storage offset) { return static_cast<Number>(x) + static_cast<Number>(offset); });
     }
   }
 
@@ -308,23 +323,21 @@ void run(const Arguments<Storage, Element>& a, const Dropout& dropout) {
   }
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
-                                                                const Tensor& keys,
-                                                                const Tensor& key_bias,
-                                                                const Tensor& values,
-                                                                const std::optional<Tensor>& prompts,
-                                                                const std::optional<Tensor>& image_mask,
-                                                                int64_t num_text,
-                                                                double dropout_p,
-                                                                int64_t seed) {
-  const BiAttentionShape shape =
-      check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+// -> y, u, mass, image_lse, text_lse; y is x where an offset is given.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
+                                                          const Tensor& keys,
+                                                          const Tensor& key_bias,
+                                                          const Tensor& values,
+                                                          const std::optional<Tensor>& prompts,
+                                                          const std::optional<Tensor>& image_mask,
+                                                          const std::optional<Tensor>& offset,
+                                                          const Dropout& dropout,
+                                                          const BiAttentionShape& shape) {
   const Tensor image = torch::stable::contiguous(x), key_rows = torch::stable::contiguous(keys);
   const Tensor bias = torch::stable::contiguous(key_bias), value_rows = torch::stable::contiguous(values);
   const std::optional<Tensor> prompt_rows = contiguous(prompts), visible = contiguous(image_mask);
-  const Tensor y = empty(x, {shape.batch, shape.positions, shape.width});
+  const std::optional<Tensor> start = contiguous(offset);
+  const Tensor y = offset ? x : empty(x, {shape.batch, shape.positions, shape.width});
   const Tensor u = empty(x, {shape.batch, shape.heads, shape.text, shape.width});
   const Tensor mass = empty(key_bias, {shape.batch, shape.heads, shape.text}),
                text_lse = torch::stable::empty_like(mass);
@@ -340,14 +353,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
                                     prompts ? data_of<Storage>(*prompt_rows) : nullptr,
                                     data_of<Number>(bias),
                                     image_mask ? data_of<bool>(*visible) : nullptr,
+                                    offset ? data_of<Storage>(*start) : nullptr,
                                     mutable_data_of<Storage>(y),
                                     mutable_data_of<Storage>(u),
                                     mutable_data_of<Number>(mass),
                                     mutable_data_of<Number>(image_lse),
                                     mutable_data_of<Number>(text_lse)},
-        Dropout(dropout_p, seed));
+        dropout);
   });
   return {y, u, mass, image_lse, text_lse};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
+                                                                const Tensor& keys,
+                                                                const Tensor& key_bias,
+                                                                const Tensor& values,
+                                                                const std::optional<Tensor>& prompts,
+                                                                const std::optional<Tensor>& image_mask,
+                                                                int64_t num_text,
+                                                                double dropout_p,
+                                                                int64_t seed) {
+  const BiAttentionShape shape =
+      check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
+  return attend(x, keys, key_bias, values, prompts, image_mask, std::nullopt, Dropout(dropout_p, seed), shape);
+}
+
+std::tuple<Tensor, Tensor> bi_attention_add_(const Tensor& x,
+                                             const Tensor& keys,
+                                             const Tensor& key_bias,
+                                             const Tensor& values,
+                                             const Tensor& offset,
+                                             const std::optional<Tensor>& prompts,
+                                             const std::optional<Tensor>& image_mask,
+                                             int64_t num_text) {
+  const BiAttentionShape shape = check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, 0);
+  STD_TORCH_CHECK(offset.dim() == 1 && offset.size(0) == shape.width && offset.scalar_type() == x.scalar_type(),
+                  "bi_attention_add_: offset must have shape (",
+                  shape.width,
+                  ",) and the dtype of x");
+  STD_TORCH_CHECK(x.is_contiguous(), "bi_attention_add_: x must be contiguous, it is written in place");
+  const auto [y, u, mass, image_lse, text_lse] =
+      attend(x, keys, key_bias, values, prompts, image_mask, offset, Dropout(0, 0), shape);
+  return {u, mass};
 }
 
 }  // namespace sdpt_ext::cpu

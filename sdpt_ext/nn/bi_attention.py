@@ -81,15 +81,8 @@ class BiAttentionBlock(nn.Module):
         """Fuse (B, N, v_dim) image with (B, L, l_dim) text tokens; attention_mask_l (B, L) is 1 on real tokens."""
         v, l = self.layer_norm_v(v), self.layer_norm_l(l)
         prompts = None if self.prompt is None else self.prompt(self.attn)
-        delta_v, delta_l = self.attn.attend(v, l, attention_mask_l, prompts, self.backend)
-        return _scaled_residual(v, self.gamma_v, delta_v), l + self.gamma_l * delta_l
-
-
-def _scaled_residual(x: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
-    """``x + gamma * delta``, in the memory of ``delta`` where no gradient needs it: new memory costs more than that."""
-    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, gamma, delta))
-    reuses_memory = not wants_gradient and delta.dtype == x.dtype
-    return torch.addcmul(x, gamma, delta, out=delta if reuses_memory else None)
+        v, delta_l = self.attn.add_attended(v, self.gamma_v, l, attention_mask_l, prompts, self.backend)
+        return v, l + self.gamma_l * delta_l
 
 
 __all__ = ["BiAttentionBlock", "BiMultiHeadAttention"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sdpt_ext.ops.bi_attention import bi_attention
+from sdpt_ext.ops.bi_attention import add_bi_attention_, adds_in_place, bi_attention
 
 from .fusion_inputs import AbsorbedText, FusionInputs, Projections, PromptRows
 
@@ -23,6 +23,13 @@ def _masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         scores = scores + mask.to(scores.dtype).masked_fill(mask == 0, _MASKED_SCORE)[:, None, None]
     return scores.softmax(-1)
+
+
+def _scaled_residual(x: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
+    """``x + gamma * delta``, in the memory of ``delta`` where no gradient needs it: new memory costs more than that."""
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, gamma, delta))
+    reuses_memory = not wants_gradient and delta.dtype == x.dtype
+    return torch.addcmul(x, gamma, delta, out=delta if reuses_memory else None)
 
 
 class FusionAttention:
@@ -62,6 +69,31 @@ class FusionAttention:
             raise ValueError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
         inputs = FusionInputs(v, l, text_mask, image_mask, prompts)
         return self._forward_eager(inputs) if backend == "eager" else self._forward_folded(inputs, backend)
+
+    def add_attended(
+        self,
+        v: Tensor,
+        gamma: Tensor,
+        l: Tensor,
+        text_mask: Tensor | None = None,
+        prompts: PromptRows | None = None,
+        backend: str = "auto",
+    ) -> tuple[Tensor, Tensor]:
+        """``v + gamma * delta_v`` and ``delta_l``, with the deltas of :meth:`attend`.
+
+        The memory of v is overwritten where no gradient is recorded and the compiled operator can: at the size of the
+        image, new memory and every further pass over it cost as much as attending to a short text.
+
+        Args:
+            v: (B, N, d_v) image tokens that nobody else reads.
+            gamma: (d_v,) scale of what the image gathers.
+        """
+        inputs = FusionInputs(v, l, text_mask, None, prompts)
+        is_plain = not (self.training and self.dropout) and (prompts is None or prompts.gate is None)
+        if backend != "eager" and is_plain and not torch.is_grad_enabled() and adds_in_place(v, gamma, backend):
+            return self._add_folded(inputs, gamma)
+        delta_v, delta_l = self.attend(v, l, text_mask, prompts, backend)
+        return v + gamma * delta_v if backend == "eager" else _scaled_residual(v, gamma, delta_v), delta_l
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2)
@@ -137,18 +169,22 @@ class FusionAttention:
         heads = u @ value_weight.mT + (value_bias if isinstance(mass, float) else mass[..., None] * value_bias)
         return p.text_output(self._merge(heads))
 
+    def _attended_text(self, inputs: FusionInputs, tokens: AbsorbedText) -> tuple[AbsorbedText, Tensor | None]:
+        """The text that the image attends to, and the rows that the text attends to beside the image."""
+        text, prompts = tokens.masked(inputs.text_mask), inputs.prompts
+        if prompts is None or prompts.gate is not None:
+            return text, None
+        return text.followed_by(self.absorb_prompts(prompts)) if prompts.text_visible else text, prompts.image
+
     def _forward_folded(self, inputs: FusionInputs, backend: str) -> tuple[Tensor, Tensor]:
         """The same result through :func:`sdpt_ext.ops.bi_attention`: no (N, embed_dim) and no N x L tensor."""
         prompts, tokens = inputs.prompts, self.absorb(inputs.l)
-        joint = prompts if prompts is not None and prompts.gate is None else None
-        text = tokens.masked(inputs.text_mask)
-        if joint is not None and joint.text_visible:
-            text = text.followed_by(self.absorb_prompts(joint))
+        text, rows = self._attended_text(inputs, tokens)
         dropout = self.dropout if self.training else 0.0
         y, u, mass = bi_attention(
             inputs.v,
             *text,
-            prompts=None if joint is None else joint.image,
+            prompts=rows,
             num_text=inputs.l.shape[1],
             image_mask=inputs.image_mask,
             dropout_p=dropout,
@@ -158,13 +194,21 @@ class FusionAttention:
         )
         if prompts is not None and prompts.gate is not None:
             if prompts.text_visible:
-                rows = self.absorb_prompts(prompts).expand(len(y))
-                y = y + bi_attention(inputs.v, *rows, num_text=0, backend=backend)[0]
+                gated = self.absorb_prompts(prompts).expand(len(y))
+                y = y + bi_attention(inputs.v, *gated, num_text=0, backend=backend)[0]
             gate = prompts.gate[:, None]
             weights = (tokens.keys @ prompts.image.mT).softmax(-1)
             u, mass = u + gate[..., None] * (weights @ prompts.image), mass + gate
         bias = self.projections.image_output.bias.to(y.dtype)  # under autocast, as in a linear layer
         return y.add_(bias), self.project_text_output(u, mass)
+
+    def _add_folded(self, inputs: FusionInputs, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """The image tokens with their scaled delta, in their own memory, and the delta of the text."""
+        text, rows = self._attended_text(inputs, self.absorb(inputs.l))
+        image, offset = inputs.v.contiguous(), gamma * self.projections.image_output.bias
+        text = text._replace(values=text.values * gamma)
+        u, mass = add_bi_attention_(image, *text, offset, prompts=rows, num_text=inputs.l.shape[1])
+        return image, self.project_text_output(u, mass)
 
 
 __all__ = ["BACKENDS", "FusionAttention"]

@@ -75,6 +75,50 @@ def bi_attention(
     return (y, u, mass) if return_mass else (y, u)
 
 
+def adds_in_place(x: Tensor, offset: Tensor, backend: str = "auto") -> bool:
+    """Whether :func:`add_bi_attention_` can run on such tensors in the precision that :func:`bi_attention` has there.
+
+    Raises:
+        MissingKernelError: the compiled operator was asked for and cannot run; it is a RuntimeError.
+    """
+    return (
+        x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and offset.dtype == x.dtype
+        and not torch.is_autocast_enabled(x.device.type)
+        and _library.resolve_backend("bi_attention", backend, x) == "ext"
+        and _library.has_kernel("bi_attention_add_", x.device.type)
+    )
+
+
+def add_bi_attention_(
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    offset: Tensor,
+    prompts: Tensor | None = None,
+    num_text: int | None = None,
+    image_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``x += offset + y`` in the memory of x, with the y of :func:`bi_attention`; compiled, without gradients.
+
+    Args:
+        x: (B, N, D) image tokens, contiguous; the result replaces them.
+        offset: (D,) is added to every row.
+
+    The other arguments are those of :func:`bi_attention`.
+
+    Returns:
+        u (B, H, L, D) and mass (B, H, L).
+    """
+    num_text = keys.shape[2] if num_text is None else num_text
+    _check(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p=0.0)
+    bias = key_bias.to(accumulation_dtype(x.dtype))
+    mask = None if image_mask is None else image_mask.bool()
+    u, mass = torch.ops.sdpt_ext.bi_attention_add_(x, keys, bias, values, offset, prompts, mask, num_text)
+    return u, mass.to(x.dtype)
+
+
 def _check(
     x: Tensor,
     keys: Tensor,
@@ -145,6 +189,20 @@ def _fake_forward(
     return x.new_empty(x.shape), u, mass, image_lse, torch.empty_like(mass)
 
 
+def _fake_add(
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    offset: Tensor,
+    prompts: Tensor | None,
+    image_mask: Tensor | None,
+    num_text: int,
+) -> tuple[Tensor, Tensor]:
+    shape = (*keys.shape[:2], num_text)
+    return x.new_empty(*shape, x.shape[2]), key_bias.new_empty(shape)
+
+
 def _fake_backward(
     grad_y: Tensor,
     grad_u: Tensor,
@@ -174,6 +232,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_u: Tensor, grad_mass: Tensor, *_: A
 
 def _register() -> None:
     torch.library.register_fake("sdpt_ext::bi_attention", _fake_forward)
+    torch.library.register_fake("sdpt_ext::bi_attention_add_", _fake_add)
     torch.library.register_fake("sdpt_ext::bi_attention_backward", _fake_backward)
     torch.library.register_autograd("sdpt_ext::bi_attention", _backward, setup_context=_setup_context)
 
@@ -181,4 +240,4 @@ def _register() -> None:
 if _library.library().path is not None:
     _register()
 
-__all__ = ["bi_attention"]
+__all__ = ["add_bi_attention_", "adds_in_place", "bi_attention"]

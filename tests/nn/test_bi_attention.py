@@ -53,3 +53,18 @@ def test_golden_levels(backend: str) -> None:
     for i, level in enumerate(split_levels(tokens, [tuple(size) for size in meta["sizes"]])):
         cases.assert_close(level, arrays, f"out_q{i}", 1e-5)
     cases.assert_close(out_l, arrays, "out_l", 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("visible", [0, 5], ids=["blind", "some"])
+def test_inference_gives_what_training_sees(visible: int, backend: str) -> None:
+    """Without gradients the residual is added on the way, in the memory of the normalised tokens."""
+    block = official_block(torch.float64, backend)
+    v, l, mask = torch.randn(2, 30, 256).double(), torch.randn(2, 9, 768).double(), torch.ones(2, 9).long()
+    mask[1, visible:] = 0
+    given = v.clone()
+    expected = block(v, l, mask)
+    with torch.no_grad():
+        for actual, reference in zip(block(v, l, mask), expected, strict=True):
+            torch.testing.assert_close(actual, reference.detach(), rtol=1e-10, atol=1e-10)
+    assert torch.equal(v, given)

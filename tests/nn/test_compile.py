@@ -94,6 +94,33 @@ def test_compiled_prompts_are_never_stale(backend: str, monkeypatch: pytest.Monk
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_whole_graph_without_gradients(backend: str) -> None:
+    block = fusion_block(backend, SDPTConfig(3)).eval()
+    compiled, inputs = torch.compile(block, fullgraph=True, backend="aot_eager"), tokens()
+    for actual, expected in zip(compiled(*inputs), block(*inputs), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", COMPILED])
+def test_whole_graph_with_dropout(backend: str) -> None:
+    """The seed is drawn while the program runs: every step drops other weights, the same for the same seed."""
+    block = fusion_block(backend, SDPTConfig(3)).train()
+    block.attn.dropout = 0.3
+    compiled, inputs = torch.compile(block, fullgraph=True, backend="aot_eager"), tokens()
+    steps = []
+    for run in (compiled, block, compiled):
+        torch.manual_seed(0)
+        steps.append([outputs_and_gradients(run, block, inputs) for _ in range(2)])
+    for first, second in steps:
+        assert not torch.equal(first[0], second[0])
+    for actual, expected in zip(steps[0], steps[1], strict=True):
+        for value, reference in zip(actual, expected, strict=True):
+            torch.testing.assert_close(value, reference, rtol=1e-4, atol=1e-4)
+    assert torch.equal(steps[0][0][0], steps[2][0][0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_export(backend: str) -> None:
     block = fusion_block(backend, SDPTConfig(3)).eval()
     exported = torch.export.export(block, tokens()).module()

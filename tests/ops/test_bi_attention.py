@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sdpt_ext import _library
 from sdpt_ext.ops import bi_attention, folded_bi_attention
+from sdpt_ext.ops.bi_attention import add_bi_attention_
 from sdpt_ext.ops.dropout import TO_IMAGE, TO_TEXT, Dropout
 
 from .backends import BACKENDS, needs_library
@@ -197,6 +199,45 @@ def test_opcheck(dtype: torch.dtype, prompts: int | None) -> None:
     mask = OPTIONS["image mask"]["image_mask"]
     arguments = (leaves["x"], leaves["keys"], leaves["key_bias"], leaves["values"], rows, mask, 5, 0.1, 3)
     torch.library.opcheck(torch.ops.sdpt_ext.bi_attention, arguments)
+
+
+needs_addition = pytest.mark.skipif(
+    not _library.has_kernel("bi_attention_add_", "cpu"), reason="no kernel adds in place here"
+)
+
+
+@needs_addition
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_adds_in_place_what_it_would_return_ext(dtype: torch.dtype, shape: dict[str, int]) -> None:
+    inputs = tensors(dtype, **shape)
+    x, offset = inputs["x"], torch.linspace(-1, 1, shape["width"]).to(dtype)
+    mask = torch.arange(shape["positions"]).expand(shape["batch"], -1) > 2
+    options = {"num_text": shape["tokens"] - 1, "image_mask": mask}
+    y, *expected = ours("ext", **inputs, **options)
+    precise = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    added, before = inputs | {"x": x.clone()}, x.double()
+    for actual, reference in zip(add_bi_attention_(**added, offset=offset, **options), expected, strict=True):
+        assert torch.equal(actual, reference)
+    torch.testing.assert_close(
+        added["x"].double(), before + offset.double() + y.double(), rtol=precise, atol=2 * precise
+    )
+
+
+@needs_addition
+def test_opcheck_of_addition_ext() -> None:
+    inputs, offset = tensors(), torch.ones(WIDTH, dtype=torch.float64)
+    arguments = (*(inputs[name] for name in ("x", "keys", "key_bias", "values")), offset, inputs["prompts"], None, 5)
+    torch.library.opcheck(torch.ops.sdpt_ext.bi_attention_add_, arguments)
+
+
+@needs_addition
+def test_addition_refuses_what_it_cannot_write_ext() -> None:
+    inputs, offset = tensors(), torch.ones(WIDTH, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="contiguous"):
+        add_bi_attention_(**inputs | {"x": inputs["x"].mT.contiguous().mT}, offset=offset)
+    with pytest.raises(RuntimeError, match="offset"):
+        add_bi_attention_(**inputs, offset=offset[1:])
 
 
 @needs_library
