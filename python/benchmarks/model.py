@@ -14,7 +14,8 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +27,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.bert.modeling_bert import BertLayer
 
-from sdpt_ext import _host, tune
+from sdpt_ext import SDPTConfig, _host, tune
 from sdpt_ext.models import GlipConfig, GlipForObjectDetection
 from sdpt_ext.models.glip.post_processing import post_process_detections
 from sdpt_ext.nn import BiAttentionBlock, DyConv
 
 PADDED_TOKENS = 256
+PROMPTS = 10
 SIZE_DIVISOR = 32
 COLUMNS = (
     Column("part", 15),
@@ -53,6 +55,13 @@ class Backend(NamedTuple):
     padding: bool
 
 
+class Variant(NamedTuple):
+    """What runs the model, and how many prompts each fusion layer has."""
+
+    backend: str
+    prompts: int
+
+
 Run = Callable[[PartMeter, Backend], None]
 
 
@@ -63,12 +72,13 @@ def main() -> None:
     machine, peak = hardware(arguments.threads), matmul_peak()
     print(f"{machine}\nmatrix product: {peak / 1e9:.0f} GFLOP/s")
     model = GlipForObjectDetection(GlipConfig.tiny())
+    tune(model, SDPTConfig(num_tokens=PROMPTS))
     results = []
     for step in arguments.steps:
         for tokens in arguments.tokens:
             run = STEPS[step](model, image_of(arguments.size), *caption_of(tokens))
-            for backend, seconds, flops in measure(model, run, arguments):
-                title = {"step": step, "tokens": tokens, "backend": backend}
+            for variant, seconds, flops in measure(model, run, variants(step, arguments), arguments.repeats):
+                title = {"step": step, "tokens": tokens, **variant._asdict()}
                 print("\n" + ", ".join(f"{key} {value}" for key, value in title.items()))
                 print_header(COLUMNS)
                 for row in rows(seconds, flops, peak):
@@ -82,8 +92,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS), help="default: both")
     parser.add_argument("--tokens", type=int, nargs="+", default=[20, 195], help="real tokens (default: %(default)s)")
     parser.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="default: all")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        nargs="+",
+        choices=(0, PROMPTS),
+        default=[0],
+        help=f"per fusion layer in the forward pass (default: 0); training always has {PROMPTS}",
+    )
     parser.add_argument("--size", type=int, nargs=2, default=[800, 1333], metavar=("HEIGHT", "WIDTH"))
     return parser.parse_args()
+
+
+def variants(step: str, arguments: argparse.Namespace) -> list[Variant]:
+    prompts = arguments.prompts if step == "forward" else [PROMPTS]
+    return [Variant(backend, count) for backend in arguments.backends for count in prompts]
 
 
 def image_of(size: list[int]) -> Tensor:
@@ -131,7 +154,7 @@ def make_plausible(logits: Tensor) -> Tensor:
 
 
 def training_step(model: GlipForObjectDetection, image: Tensor, ids: Tensor, mask: Tensor) -> Run:
-    tune(model).train()
+    model.train()
     prompts = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(prompts, lr=1e-3)
     corner = torch.rand(10, 2) * 500
@@ -170,18 +193,32 @@ def parts_of(model: GlipForObjectDetection) -> dict[str, list[nn.Module]]:
     }
 
 
-def measure(model: GlipForObjectDetection, run: Run, arguments: argparse.Namespace) -> list[tuple[str, Totals, Totals]]:
-    """Median seconds and needed operations by phase and part, for every backend; backends take turns."""
-    flops = count_flops(model, run)
-    samples: dict[str, list[Totals]] = {backend: [] for backend in arguments.backends}
-    for repeat in range(arguments.repeats + 1):
-        for backend, measured in samples.items():
-            use_backend(model, backend)
-            with PartMeter(parts_of(model), time.perf_counter).attached() as meter:
-                run(meter, BACKENDS[backend])
+def measure(
+    model: GlipForObjectDetection, run: Run, variants: list[Variant], repeats: int
+) -> list[tuple[Variant, Totals, Totals]]:
+    """Median seconds and needed operations by phase and part, for every variant; they take turns."""
+    flops = {count: count_flops(model, run, Variant("auto", count)) for count in {v.prompts for v in variants}}
+    samples: dict[Variant, list[Totals]] = {variant: [] for variant in variants}
+    for repeat in range(repeats + 1):
+        for variant, measured in samples.items():
+            with prepared(model, variant), PartMeter(parts_of(model), time.perf_counter).attached() as meter:
+                run(meter, BACKENDS[variant.backend])
             if repeat > 0:  # the first run warms caches and allocators
                 measured.append(meter.totals)
-    return [(backend, median_of(measured), flops) for backend, measured in samples.items()]
+    return [(variant, median_of(measured), flops[variant.prompts]) for variant, measured in samples.items()]
+
+
+@contextmanager
+def prepared(model: GlipForObjectDetection, variant: Variant) -> Iterator[None]:
+    """Prompts are set aside, weights stay frozen: the model remembers its captions for every variant."""
+    use_backend(model, variant.backend)
+    blocks = model.head.fusion_blocks
+    prompts = [block.prompt for block in blocks]
+    for block in blocks:
+        block.prompt = block.prompt if variant.prompts else None
+    yield
+    for block, prompt in zip(blocks, prompts):
+        block.prompt = prompt
 
 
 def use_backend(model: GlipForObjectDetection, name: str) -> None:
@@ -194,12 +231,12 @@ def median_of(samples: list[Totals]) -> Totals:
     return {key: statistics.median(sample.get(key, 0.0) for sample in samples) for key in samples[0]}
 
 
-def count_flops(model: GlipForObjectDetection, run: Run) -> Totals:
-    use_backend(model, "auto")
-    run(PartMeter({}, time.perf_counter), BACKENDS["auto"])  # text that is remembered from here on needs nothing
-    counter = FlopCounterMode(display=False, custom_mapping=operator_flops())
-    with counter, PartMeter(parts_of(model), counter.get_total_flops).attached() as meter:
-        run(meter, BACKENDS["auto"])
+def count_flops(model: GlipForObjectDetection, run: Run, variant: Variant) -> Totals:
+    with prepared(model, variant):
+        run(PartMeter({}, time.perf_counter), BACKENDS["auto"])  # text that is remembered from here on needs nothing
+        counter = FlopCounterMode(display=False, custom_mapping=operator_flops())
+        with counter, PartMeter(parts_of(model), counter.get_total_flops).attached() as meter:
+            run(meter, BACKENDS["auto"])
     return meter.totals
 
 
@@ -234,11 +271,17 @@ def operator_flops() -> dict[Any, Callable[..., int]]:
         batch, positions, width = x
         return 2 * batch * positions * width * keys[1] * (5 * keys[2] + 2 * grad_u[2])
 
+    def attention_added(
+        x: Any, keys: Any, key_bias: Any, values: Any, offset: Any, prompts: Any, mask: Any, num_text: int, **_: Any
+    ) -> int:
+        return attention_forward(x, keys, key_bias, values, prompts, mask, num_text)
+
     return {
         ops.deform_conv2d: deform_forward,
         ops.deform_conv2d_backward_data: deform_backward,
         ops.deform_conv2d_backward_weight: deform_backward,
         ops.bi_attention: attention_forward,
+        ops.bi_attention_add_: attention_added,
         ops.bi_attention_backward: attention_backward,
     }
 
