@@ -5,6 +5,7 @@ the floating point operations that the definition needs, at the speed of a large
 same run.
 
     python python/benchmarks/deform_conv.py --json deform_conv.json
+    python python/benchmarks/deform_conv.py --device cuda --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ COLUMNS = (
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    machine, peak = hardware(arguments.threads), matmul_peak(repeats=arguments.repeats)
+    machine = hardware(arguments.threads, arguments.device)
+    peak = matmul_peak(arguments.dtype, arguments.device, repeats=arguments.repeats)
     print(f"{machine}\nmatrix product: {peak / 1e9:.0f} GFLOP/s")
     print_header(COLUMNS)
     results = []
@@ -64,8 +66,17 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = benchmark_parser(__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--dtype", type=parse_dtype, default=torch.float32, help="default: float32")
     parser.add_argument("--shapes", type=parse_shape, nargs="+", default=SHAPES, metavar="BxCxHxW")
     return parser.parse_args()
+
+
+def parse_dtype(text: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if text not in dtypes:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(dtypes)}")
+    return dtypes[text]
 
 
 def parse_shape(text: str) -> Shape:
@@ -77,13 +88,13 @@ def parse_shape(text: str) -> Shape:
 
 def measure(shape: Shape, arguments: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
     """One row for the forward pass and one for the backward pass with all five gradients."""
-    passes = {backend: forward_and_backward(shape, backend) for backend in ("torch", "ext")}
+    passes = {backend: forward_and_backward(shape, backend, arguments) for backend in ("torch", "ext")}
     plan = _host.deform_conv2d_plan(
         shape.batch, shape.channels, (shape.height, shape.width), shape.channels, threads=arguments.threads
     )
     rows = []
     for index, name in enumerate(("forward", "backward")):
-        medians = alternate([passes["torch"][index], passes["ext"][index]], arguments.repeats)
+        medians = alternate([passes["torch"][index], passes["ext"][index]], arguments.repeats, device=arguments.device)
         flops = plan[name]["flops"]
         rows.append(
             {
@@ -99,13 +110,18 @@ def measure(shape: Shape, arguments: argparse.Namespace, peak: float) -> list[di
     return rows
 
 
-def forward_and_backward(shape: Shape, backend: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def forward_and_backward(
+    shape: Shape, backend: str, arguments: argparse.Namespace
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def leaf(value: torch.Tensor) -> torch.Tensor:
+        return value.to(arguments.device, arguments.dtype).requires_grad_()
+
     torch.manual_seed(0)
-    image = torch.randn(*shape, requires_grad=True)
-    offset = (2 * torch.randn(shape.batch, 18, shape.height, shape.width)).requires_grad_()
-    mask = torch.rand(shape.batch, 9, shape.height, shape.width, requires_grad=True)
-    weight = (torch.randn(shape.channels, shape.channels, 3, 3) / 48).requires_grad_()
-    leaves = (image, offset, mask, weight, torch.zeros(shape.channels, requires_grad=True))
+    image = leaf(torch.randn(*shape))
+    offset = leaf(2 * torch.randn(shape.batch, 18, shape.height, shape.width))
+    mask = leaf(torch.rand(shape.batch, 9, shape.height, shape.width))
+    weight = leaf(torch.randn(shape.channels, shape.channels, 3, 3) / 48)
+    leaves = (image, offset, mask, weight, leaf(torch.zeros(shape.channels)))
     output = deform_conv2d(*leaves, backend=backend)
     cotangent = torch.randn_like(output)
 
