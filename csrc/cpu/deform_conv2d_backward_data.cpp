@@ -4,8 +4,8 @@
 #include "../ops.h"
 #include "columns.h"
 #include "dispatch.h"
-#include "matmul.h"
 #include "memory.h"
+#include "operands.h"
 
 namespace sdpt_ext::cpu {
 namespace {
@@ -37,27 +37,42 @@ struct BackwardData {
     const auto filters = sliced_filters(slice);
     const Blocks blocks(shape, slice.size(), sizeof(T));
     const auto grad_columns = scratch<T>(blocks.longest() * depth);
+    const auto grad_rows = scratch<T>(blocks.longest() * shape.out_channels);
     for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
       for (int64_t index = 0; index < blocks.count; ++index) {
         const Range block = blocks[index];
         const T* grad = grad_output + sample * shape.out_channels * plane + block.begin;
-        matmul<T>(row_major(grad_columns.get(), block.size(), depth),
-                  {grad, block.size(), shape.out_channels, 1, plane},
-                  row_major<const T>(filters.get(), shape.out_channels, depth),
-                  Store::kOverwrite);
+        transpose(grad_rows.get(), grad, plane, block.size());
+        panel_product<T>().multiply(grad_columns.get(),
+                                    depth,
+                                    {grad_rows.get(), shape.out_channels, 1},
+                                    filters.data(),
+                                    {block.size(), depth, shape.out_channels},
+                                    false);
         spread(sample, slice, slice_index, block, grad_columns.get());
       }
     }
   }
 
-  // (out_channels, taps, channels of the slice)
-  std::unique_ptr<T[]> sliced_filters(Range slice) const {
-    const int64_t rows = shape.out_channels * shape.taps();
-    auto filters = scratch<T>(rows * slice.size());
+  // -> (positions, out_channels). The product visits the rows often, and a step of a plane is a step to another page.
+  void transpose(T* rows, const T* grad, int64_t plane, int64_t positions) const {
+    for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
+      for (int64_t position = 0; position < positions; ++position) {
+        rows[position * shape.out_channels + channel] = grad[channel * plane + position];
+      }
+    }
+  }
+
+  // (out_channels, taps x channels of the slice)
+  Panels<T> sliced_filters(Range slice) const {
+    const int64_t rows = shape.out_channels * shape.taps(), depth = shape.taps() * slice.size();
+    const auto filters = scratch<T>(rows * slice.size());
     for (int64_t row = 0; row < rows; ++row) {
       std::copy_n(weight + row * shape.channels + slice.begin, slice.size(), filters.get() + row * slice.size());
     }
-    return filters;
+    Panels<T> panels(shape.out_channels, depth);
+    panels.pack(Strided<T>{filters.get(), depth, 1}, shape.out_channels, depth);
+    return panels;
   }
 
   void spread(int64_t sample, Range slice, int64_t slice_index, Range block, const T* grad_column) const {
@@ -132,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
   const BackwardTasks tasks(shape, torch::stable::get_num_threads());
   const auto none = [&] { return empty(input, {0}); };
   const auto partial = [&](int64_t numel) { return zeros(input, {tasks.channel_slices, shape.batch, numel}); };
-  const Tensor grad_image = needs_input ? zeros(input, {shape.batch, shape.height, shape.width, shape.channels}) : none();
+  const Tensor grad_image =
+      needs_input ? zeros(input, {shape.batch, shape.height, shape.width, shape.channels}) : none();
   const Tensor grad_offset = needs_offset ? partial(shape.offset_numel) : none();
   const Tensor grad_mask = needs_mask ? partial(shape.mask_numel) : none();
   if (!shape.empty()) {

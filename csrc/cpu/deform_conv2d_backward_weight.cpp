@@ -4,8 +4,8 @@
 #include "../ops.h"
 #include "columns.h"
 #include "dispatch.h"
-#include "matmul.h"
 #include "memory.h"
+#include "operands.h"
 
 namespace sdpt_ext::cpu {
 namespace {
@@ -23,8 +23,7 @@ struct BackwardWeight {
   void run() const {
     torch::stable::parallel_for(0, tasks.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        run_task(task / tasks.channel_slices,
-                 share(shape.channels, tasks.channel_slices, task % tasks.channel_slices));
+        run_task(task / tasks.channel_slices, share(shape.channels, tasks.channel_slices, task % tasks.channel_slices));
       }
     });
   }
@@ -34,11 +33,13 @@ struct BackwardWeight {
     const auto sums = scratch<T>(rows * slice.size());
     std::fill_n(sums.get(), rows * slice.size(), T(0));
     const Blocks blocks(shape, slice.size(), sizeof(T));
-    const auto columns = scratch<T>(blocks.longest() * shape.taps() * slice.size());
+    const int64_t depth = shape.taps() * slice.size();
+    const auto columns = scratch<T>(blocks.longest() * depth);
+    Panels<T> panels(blocks.longest(), depth);
     const Range samples = share(shape.batch, tasks.sample_groups, group);
     for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
       for (int64_t index = 0; index < blocks.count; ++index) {
-        add_block(sample, slice, blocks[index], columns.get(), sums.get());
+        add_block(sample, slice, blocks[index], columns.get(), panels, sums.get());
       }
     }
     T* out = grad_weight + group * rows * shape.channels + slice.begin;
@@ -47,16 +48,15 @@ struct BackwardWeight {
     }
   }
 
-  void add_block(int64_t sample, Range slice, Range block, T* columns, T* sums) const {
+  void add_block(int64_t sample, Range slice, Range block, T* columns, Panels<T>& panels, T* sums) const {
     const SampleGrid<T> grid(shape, offset, mask, sample);
     const T* sample_image = image + sample * shape.height * shape.width * shape.channels;
     fill_columns(columns, grid, NeighbourRows<T>(sample_image, shape.channels, slice), block);
     const int64_t plane = shape.positions(), depth = shape.taps() * slice.size();
     const T* grad = grad_output + sample * shape.out_channels * plane + block.begin;
-    matmul<T>(row_major(sums, shape.out_channels, depth),
-              {grad, shape.out_channels, block.size(), plane, 1},
-              row_major<const T>(columns, block.size(), depth),
-              Store::kAccumulate);
+    panels.pack(Strided<T>{columns, depth, 1}, block.size(), depth);
+    panel_product<T>().multiply(
+        sums, depth, {grad, plane, 1}, panels.data(), {shape.out_channels, depth, block.size()}, true);
   }
 };
 
