@@ -89,9 +89,9 @@ class FusionAttention:
             gamma: (d_v,) scale of what the image gathers.
         """
         inputs = FusionInputs(v, l, text_mask, None, prompts)
-        is_plain = not (self.training and self.dropout) and (prompts is None or prompts.gate is None)
-        if backend != "eager" and is_plain and not torch.is_grad_enabled() and adds_in_place(v, gamma, backend):
-            return self._add_folded(inputs, gamma)
+        at_rest = not (self.training and self.dropout) and not torch.is_grad_enabled()
+        if backend != "eager" and at_rest and adds_in_place(v, gamma, backend):
+            return self._add_folded(inputs, gamma, backend)
         delta_v, delta_l = self.attend(v, l, text_mask, prompts, backend)
         return v + gamma * delta_v if backend == "eager" else _scaled_residual(v, gamma, delta_v), delta_l
 
@@ -178,7 +178,7 @@ class FusionAttention:
 
     def _forward_folded(self, inputs: FusionInputs, backend: str) -> tuple[Tensor, Tensor]:
         """The same result through :func:`sdpt_ext.ops.bi_attention`: no (N, embed_dim) and no N x L tensor."""
-        prompts, tokens = inputs.prompts, self.absorb(inputs.l)
+        tokens = self.absorb(inputs.l)
         text, rows = self._attended_text(inputs, tokens)
         dropout = self.dropout if self.training else 0.0
         y, u, mass = bi_attention(
@@ -192,23 +192,38 @@ class FusionAttention:
             return_mass=True,
             backend=backend,
         )
-        if prompts is not None and prompts.gate is not None:
-            if prompts.text_visible:
-                gated = self.absorb_prompts(prompts).expand(len(y))
-                y = y + bi_attention(inputs.v, *gated, num_text=0, backend=backend)[0]
-            gate = prompts.gate[:, None]
-            weights = (tokens.keys @ prompts.image.mT).softmax(-1)
-            u, mass = u + gate[..., None] * (weights @ prompts.image), mass + gate
+        added = self._gated_image(inputs, backend)
+        y = y if added is None else y + added
         bias = self.projections.image_output.bias.to(y.dtype)  # under autocast, as in a linear layer
-        return y.add_(bias), self.project_text_output(u, mass)
+        return y.add_(bias), self._gated_text(inputs, tokens, u, mass)
 
-    def _add_folded(self, inputs: FusionInputs, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    def _add_folded(self, inputs: FusionInputs, gamma: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         """The image tokens with their scaled delta, in their own memory, and the delta of the text."""
-        text, rows = self._attended_text(inputs, self.absorb(inputs.l))
+        tokens, added = self.absorb(inputs.l), self._gated_image(inputs, backend)
+        text, rows = self._attended_text(inputs, tokens)
         image, offset = inputs.v.contiguous(), gamma * self.projections.image_output.bias
         text = text._replace(values=text.values * gamma)
         u, mass = add_bi_attention_(image, *text, offset, prompts=rows, num_text=inputs.l.shape[1])
-        return image, self.project_text_output(u, mass)
+        if added is not None:
+            image.addcmul_(gamma, added)
+        return image, self._gated_text(inputs, tokens, u, mass)
+
+    def _gated_image(self, inputs: FusionInputs, backend: str) -> Tensor | None:
+        """What gated prompts add to the output of the image."""
+        prompts = inputs.prompts
+        if prompts is None or prompts.gate is None or not prompts.text_visible:
+            return None
+        rows = self.absorb_prompts(prompts).expand(len(inputs.v))
+        return bi_attention(inputs.v, *rows, num_text=0, backend=backend)[0]
+
+    def _gated_text(self, inputs: FusionInputs, tokens: AbsorbedText, u: Tensor, mass: Tensor) -> Tensor:
+        """The text output, with what gated prompts add to it."""
+        prompts = inputs.prompts
+        if prompts is not None and prompts.gate is not None:
+            gate = prompts.gate[:, None]
+            weights = (tokens.keys @ prompts.image.mT).softmax(-1)
+            u, mass = u + gate[..., None] * (weights @ prompts.image), mass + gate
+        return self.project_text_output(u, mass)
 
 
 __all__ = ["BACKENDS", "FusionAttention"]
