@@ -148,6 +148,8 @@ def onnx_step(case: Case) -> _Step:
             torch.onnx.export(block, inputs, path, dynamo=True, verbose=False)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = case.threads
+        # Its threads would go on spinning for a while and slow down whichever contender comes next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feed)

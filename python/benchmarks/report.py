@@ -32,7 +32,7 @@ def print_row(columns: Sequence[Column], row: dict[str, Any]) -> None:
 
 
 def write_json(path: Path | None, **report: Any) -> None:
-    """Write the report, unless there is no path to write to."""
+    """Write the report and the command that makes it again, unless there is no path to write to."""
     if path is not None:
-        command = shlex.join(["python", *sys.argv])
+        command = shlex.join(["python", *sys.argv]).replace(f" --json {shlex.quote(str(path))}", "")
         path.write_text(json.dumps({"command": command, **report}, indent=2) + "\n")
