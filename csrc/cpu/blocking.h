@@ -19,8 +19,8 @@ inline Range share(int64_t total, int64_t parts, int64_t index) {
 }
 
 // The positions of one sample in blocks whose sampled columns, (positions, taps, channels), stay in the caches. They
-// are not small, since every block passes over all filters, or over their gradient. The threads that work on one sample get
-// equally many.
+// are not small, since every block passes over all filters, or over their gradient. The threads that work on one sample
+// get equally many.
 struct Blocks {
   int64_t positions, count;
 

@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     machine = hardware(arguments.threads, arguments.device)
-    peak = matmul_peak(arguments.dtype, arguments.device, repeats=arguments.repeats)
+    peak = matmul_peak(getattr(torch, arguments.dtype), arguments.device, repeats=arguments.repeats)
     print(f"{machine}\nmatrix product: {peak / 1e9:.0f} GFLOP/s")
     print_header(COLUMNS)
     results = []
@@ -67,16 +67,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--dtype", type=parse_dtype, default=torch.float32, help="default: float32")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--shapes", type=parse_shape, nargs="+", default=SHAPES, metavar="BxCxHxW")
     return parser.parse_args()
-
-
-def parse_dtype(text: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if text not in dtypes:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(dtypes)}")
-    return dtypes[text]
 
 
 def parse_shape(text: str) -> Shape:
@@ -114,7 +107,7 @@ def forward_and_backward(
     shape: Shape, backend: str, arguments: argparse.Namespace
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     def leaf(value: torch.Tensor) -> torch.Tensor:
-        return value.to(arguments.device, arguments.dtype).requires_grad_()
+        return value.to(arguments.device, getattr(torch, arguments.dtype)).requires_grad_()
 
     torch.manual_seed(0)
     image = leaf(torch.randn(*shape))

@@ -71,7 +71,7 @@ class FeatureDistillation(nn.Module):
     def forward(self, student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
         """Maps of stride 8, 16 and 32 of either side -> scalar, 1 where the student knows nothing."""
         losses = [
-            functional.mse_loss(project(student).float(), norm(teacher))
+            functional.mse_loss(project(student).float(), norm(teacher.float()))
             for student, teacher, project, norm in zip(
                 student_maps, teacher_maps, self.projections, self.norms, strict=True
             )

@@ -184,8 +184,7 @@ class Pretraining:
     def auxiliary_losses(self, level_sizes: list[tuple[int, int]], batch: dict[str, Any]) -> dict[str, Tensor]:
         losses = self.auxiliary["words"](self.head_output, self.model.anchors(level_sizes), batch)
         if "features" in self.auxiliary:
-            teacher_maps = self.teacher(batch["pixel_values"])
-            losses["features"] = self.auxiliary["features"](self.feature_maps, [maps.float() for maps in teacher_maps])
+            losses["features"] = self.auxiliary["features"](self.feature_maps, self.teacher(batch["pixel_values"]))
         return losses
 
     def export(self, processor: GlipProcessor) -> None:

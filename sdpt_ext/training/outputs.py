@@ -77,15 +77,7 @@ class RunFolder:
         for folder in (*self._checkpoints(), self.path / MODEL_FOLDER, self.path / _TENSORBOARD):
             if folder.exists():
                 shutil.rmtree(folder)
-        for name in (
-            METRICS,
-            CONFIG,
-            PREDICTIONS,
-            CURVES,
-            processing.CONFIG_NAME,
-            adapter.CONFIG_NAME,
-            adapter.WEIGHTS_NAME,
-        ):
+        for name in (METRICS, CONFIG, PREDICTIONS, CURVES, *_ADAPTER):
             (self.path / name).unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[Path]:
