@@ -51,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--short_sides", type=int, nargs="+", help="image sizes to draw from (default: the processor's)"
     )
+    parser.add_argument("--veiled", type=float, default=0.3, help="share of pictures in coloured haze (default: 0.3)")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
     parser.add_argument("--threads", type=int, help="threads of the model (default: all)")
@@ -208,6 +209,7 @@ def batches(run: Pretraining, processor: GlipProcessor) -> Iterator[dict[str, An
         photo_ratio=options.photo_ratio,
         short_sides=tuple(options.short_sides) if options.short_sides else None,
         brightness=0.12,
+        veiled=options.veiled,
         seed=options.seed,
     )
     return PretrainStream(processor, scenes, photographs, stream_options, run.step).loader(options.workers)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sdpt_ext.data.pretrain.examples import Example, ExampleSource
+from sdpt_ext.data.shapes.vocabulary import COLOURS
 from sdpt_ext.data.transforms import clip_corners, coco_to_corners
 from sdpt_ext.models.glip.captions import build_caption
 from sdpt_ext.models.glip.processing import GlipProcessor
@@ -34,6 +35,7 @@ class StreamOptions:
     forgotten: share of the names of present things that half of the captions leave out, so that the model learns to
         look for nothing but what it is asked for.
     brightness: largest relative change of brightness and contrast.
+    veiled: share of the pictures seen through coloured haze, as under water; never those whose names speak of colours.
     seed: fixes every batch together with its number.
     """
 
@@ -44,6 +46,7 @@ class StreamOptions:
     max_negatives: int = 16
     forgotten: float = 0.3
     brightness: float = 0.18
+    veiled: float = 0.0
     seed: int = 0
 
 
@@ -146,20 +149,38 @@ class PretrainStream(IterableDataset):
         return self._token_counts[name]
 
     def _pixels(self, examples: Sequence[Example], rng: np.random.Generator) -> Tensor:
-        """Normalised (B, 3, H, W); jitter of brightness and contrast is folded into the normalisation."""
-        config, strength = self.processor.config, self.options.brightness
+        """Normalised (B, 3, H, W); changes of light are folded into the normalisation."""
+        config = self.processor.config
+        means, stds = np.array(config.image_mean), np.array(config.image_std)
         width, height = examples[0].image.size
         pixels = np.empty((len(examples), 3, height, width), dtype=np.float32)
         for target, example in zip(pixels, examples, strict=True):
-            gain, shift = rng.uniform(1 - strength, 1 + strength), rng.uniform(-strength, strength) * 100
-            tint = rng.uniform(-0.04, 0.04, 3)
+            gains, shifts = self._draw_light(example, means, rng)
+            # Contrast changes around the mean, so that it does not change the brightness too.
+            factors, offsets = gains / stds, (shifts - gains * means) / stds
             rgb = np.asarray(example.image)
-            for channel, (mean, std) in enumerate(zip(config.image_mean, config.image_std, strict=True)):
-                # Contrast changes around the mean, so that it does not change the brightness too.
-                factor, offset = (gain + tint[channel]) / std, (shift - gain * mean) / std
-                np.multiply(rgb[:, :, 2 - channel], np.float32(factor), out=target[channel])
-                target[channel] += np.float32(offset)
+            for channel in range(3):
+                np.multiply(rgb[:, :, 2 - channel], np.float32(factors[channel]), out=target[channel])
+                target[channel] += np.float32(offsets[channel])
         return torch.from_numpy(pixels)
+
+    def _draw_light(
+        self, example: Example, means: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Gain and shift (3,) per channel of pixels that have lost their mean."""
+        strength = self.options.brightness
+        gain, shift = rng.uniform(1 - strength, 1 + strength), rng.uniform(-strength, strength) * 100
+        gains, shifts = gain + rng.uniform(-0.04, 0.04, 3), np.full(3, shift)
+        if rng.random() < self.options.veiled and not _speaks_of_colour(example):
+            passing, veil = rng.uniform(0.3, 0.9, 3), rng.uniform(0, 255, 3)
+            shifts += gains * (1 - passing) * (veil - means)
+            gains *= passing
+        return gains, shifts
+
+
+def _speaks_of_colour(example: Example) -> bool:
+    names = itertools.chain(example.negatives, *example.names)
+    return any(word in COLOURS for name in names for word in name.split())
 
 
 def _shuffled(names: Sequence[str], rng: np.random.Generator) -> list[str]:

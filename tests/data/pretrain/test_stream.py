@@ -107,6 +107,19 @@ def test_normalisation_without_jitter_is_the_processors(processor: GlipProcessor
     assert (pixels - plain).abs().max() < 0.04 * 255 / min(processor.config.image_std) + 1e-3
 
 
+def test_haze_spares_pictures_whose_names_speak_of_colours(processor: GlipProcessor) -> None:
+    stream = PretrainStream(processor, ShapeScenes(), None, StreamOptions(brightness=0.0, veiled=1.0))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    clear = processor([image], shortest_edges=[64])["pixel_values"]
+
+    def contrast(names: list[str]) -> torch.Tensor:
+        example = Example(image, np.zeros((0, 4), np.float32), [], names)
+        return (stream._pixels([example], np.random.default_rng(1)) / clear.std((2, 3), keepdim=True)).std((2, 3))
+
+    assert (contrast(["star", "green apple"]) > 0.95).all()
+    assert (contrast(["star", "apple"]) < 0.95).all()
+
+
 def test_scene_negatives_are_true_of_nothing() -> None:
     scenes, rng = ShapeScenes(["raccoon"]), np.random.default_rng(0)
     drawn = [ObjectName("star", "red", "striped"), ObjectName("ring", "blue", "solid")]
