@@ -31,7 +31,10 @@ def build_arguments() -> dict[str, Any]:
         return {}
     from torch.utils.cpp_extension import BuildExtension
 
-    cuda_sources = [*_sources("cuda", "cpp"), *_sources("cuda", "cu")] if toolchain.builds_cuda() else []
+    cuda_sources: list[str] = []
+    if toolchain.builds_cuda():
+        cuda_sources = [*_sources("cuda", "cpp"), *_sources("cuda", "cu")]
+        os.environ["TORCH_CUDA_ARCH_LIST"] = toolchain.cuda_architectures()
     return {
         "ext_modules": [_operators(cuda_sources), _host_module(bool(cuda_sources))],
         "cmdclass": {"build_ext": BuildExtension},
@@ -60,7 +63,7 @@ def _host_module(with_cuda: bool) -> Extension:
         "SDPT_EXT_TORCH_VERSION": torch.__version__,
         "SDPT_EXT_TORCH_TARGET": ".".join(map(str, toolchain.OLDEST_TORCH)),
         "SDPT_EXT_FLAGS": " ".join(CXX_FLAGS),
-        "SDPT_EXT_CUDA_ARCHITECTURES": os.environ.get("TORCH_CUDA_ARCH_LIST", "native") if with_cuda else "",
+        "SDPT_EXT_CUDA_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "",
     }
     return Extension(
         "sdpt_ext._host",

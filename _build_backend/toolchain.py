@@ -30,6 +30,22 @@ def builds_cuda() -> bool:
     return wanted and CUDA_HOME is not None and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")) is not None
 
 
+def cuda_architectures() -> str:
+    """TORCH_CUDA_ARCH_LIST as the user set it, else what the GPUs here need, else what the kernels are written for.
+
+    A Hopper is 9.0a: only that gives a kernel all of its instructions.
+    """
+    import torch
+
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if chosen:
+        return chosen
+    here = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    if not here:
+        return "8.0;8.6;8.9;9.0a;9.0+PTX"
+    return ";".join(f"{major}.{minor}" + ("a" if (major, minor) == (9, 0) else "") for major, minor in sorted(here))
+
+
 def _torch_problem() -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed"

@@ -8,6 +8,8 @@ import sys
 import venv
 from pathlib import Path
 
+import pytest
+
 BACKEND = Path(__file__).parent.parent / "_build_backend"
 BUILD_ARGUMENTS = f"import sys; sys.path.insert(0, {str(BACKEND)!r}); import extensions; extensions.build_arguments()"
 
@@ -50,3 +52,21 @@ def test_modules_to_build() -> None:
     code = BUILD_ARGUMENTS.replace("extensions.build_arguments()", "arguments = extensions.build_arguments()")
     code += "; print(*(module.name for module in arguments['ext_modules']))"
     assert run(sys.executable, "-c", code, CXX="true").stdout.strip() == "sdpt_ext._C sdpt_ext._host"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "chosen", "expected"),
+    [
+        ([(9, 0), (8, 0), (9, 0)], "", "8.0;9.0a"),
+        ([(12, 0)], "", "12.0"),
+        ([], "", "8.0;8.6;8.9;9.0a;9.0+PTX"),
+        ([(9, 0)], "8.0+PTX", "8.0+PTX"),
+    ],
+)
+def test_kernels_are_built_for_the_devices_that_are_there(
+    capabilities: list[tuple[int, int]], chosen: str, expected: str
+) -> None:
+    code = f"import sys; sys.path.insert(0, {str(BACKEND)!r}); import toolchain, torch; capabilities = {capabilities}"
+    code += "; torch.cuda.device_count = lambda: len(capabilities)"
+    code += "; torch.cuda.get_device_capability = capabilities.__getitem__; print(toolchain.cuda_architectures())"
+    assert run(sys.executable, "-c", code, TORCH_CUDA_ARCH_LIST=chosen).stdout.strip() == expected

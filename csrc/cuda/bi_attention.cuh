@@ -90,7 +90,7 @@ struct DropoutKeys {
 
 template <typename Memory>
 __device__ __forceinline__ Memory& shared_memory() {
-  extern __shared__ __align__(128) unsigned char bytes[];
+  extern __shared__ __align__(1024) unsigned char bytes[];
   return *reinterpret_cast<Memory*>(bytes);
 }
 

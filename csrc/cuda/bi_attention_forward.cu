@@ -1,54 +1,21 @@
 // Forward of bi_attention: one launch per direction, and a second small one each where blocks shared a tile.
 #include "../ops.h"
-#include "bi_attention_image_forward.cuh"
-#include "bi_attention_launch.cuh"
-#include "bi_attention_text_forward.cuh"
+#include "bi_attention_forward.h"
 
 namespace sdpt_ext::cuda {
 namespace {
 
-struct Forward {
-  Sizes shape;
-  double dropout_p;
-  int64_t seed;
-  Tensor x, keys, key_bias, values;
-  std::optional<Tensor> prompts, image_mask;
-  Tensor y{}, u{}, mass{}, image_lse{}, text_lse{};
-};
-
 template <class Traits>
 void run_image(const Forward& f, const LaunchScope& scope) {
-  using Element = typename Traits::Element;
-  using Number = NumberOf<Element>;
-  ImageForwardParams<Element> params{};
-  params.shape = f.shape;
-  params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.image, Traits::kRows), f.shape.heads, 1};
-  params.dropout = Dropout<Number>::with(f.dropout_p, f.seed);
-  params.x = data<Element>(f.x);
-  params.key_bias = data<Number>(f.key_bias);
-  params.operands[0] = {data<Element>(f.keys), f.shape.tokens};
-  params.operands[1] = {data<Element>(f.values), f.shape.tokens};
-  params.y = mutable_data<Element>(f.y);
-  params.lse = mutable_data<Number>(f.image_lse);
+  ImageForwardParams<typename Traits::Element> params{};
+  set_image_params<Traits>(f, params);
   launch<ImageForward<Traits>, Traits>(scope, f.x, params, image_forward<Traits>, merge_image_forward<Traits>);
 }
 
 template <class Traits>
 void run_text(const Forward& f, const LaunchScope& scope) {
-  using Element = typename Traits::Element;
-  using Number = NumberOf<Element>;
-  TextForwardParams<Element> params{};
-  params.shape = f.shape;
-  params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.heads * f.shape.text, Traits::kRows),
-                 ImageStream<Traits, false>::items(f.shape), 1};
-  params.dropout = Dropout<Number>::with(f.dropout_p, f.seed);
-  params.image.rows = data<Element>(f.x);
-  params.image.prompts = data_or_null<Element>(f.prompts);
-  params.image.visible = data_or_null<bool>(f.image_mask);
-  params.keys = data<Element>(f.keys);
-  params.u = mutable_data<Element>(f.u);
-  params.mass = mutable_data<Number>(f.mass);
-  params.lse = mutable_data<Number>(f.text_lse);
+  TextForwardParams<typename Traits::Element> params{};
+  set_text_params<Traits>(f, params);
   launch<TextForward<Traits>, Traits>(scope, f.x, params, text_forward<Traits>, merge_text_forward<Traits>);
 }
 
@@ -110,8 +77,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
   if (shape.tokens > 0) {
     dispatch_element(x, [&](auto element) {
       dispatch_width(f.shape.width, [&](auto width) {
-        choose_image<decltype(element), width()>(f, scope);
-        choose_text<decltype(element), width()>(f, scope);
+        if (!hopper::run_image_forward(f, scope)) {
+          choose_image<decltype(element), width()>(f, scope);
+        }
+        if (!hopper::run_text_forward(f, scope)) {
+          choose_text<decltype(element), width()>(f, scope);
+        }
       });
     });
   } else {

@@ -27,6 +27,10 @@ struct ImageForwardParams {
   __device__ int tiles_per_image() const { return static_cast<int>(work.tiles / shape.batch); }
 };
 
+// Numbers of a partial result.
+template <class Traits>
+constexpr int kImageSlot = Traits::kRows * Traits::kWidth;
+
 template <class Traits>
 struct ImageForward {
   using Element = typename Traits::Element;
@@ -35,7 +39,7 @@ struct ImageForward {
   using Stream = SliceStream<Traits, 1, 1, 1>;
   using Scores = Accumulator<Traits::kTokens, Number>;
   using Output = Accumulator<Traits::kWidth, Number>;
-  static constexpr int kSlot = Traits::kRows * Traits::kWidth;
+  static constexpr int kSlot = kImageSlot<Traits>;
 
   struct Memory {
     alignas(128) Element x[Traits::kRows * Traits::kWidth];
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (image_row < p.shape.image) {
     const Number* slots = p.partial + row * Traits::kWidth;
     merge_columns(p.y + (batch * p.shape.image + image_row) * p.shape.width, p.shape.width, [&](int column) {
-      return sum_slots(shared, slots + column, ImageForward<Traits>::kSlot, [](int64_t) { return Number(1); });
+      return sum_slots(shared, slots + column, kImageSlot<Traits>, [](int64_t) { return Number(1); });
     });
   }
 }

@@ -110,12 +110,12 @@ bool fits() {
 }
 
 // Runs kernel on as many blocks as are resident at once (at most one per step), and merge where they shared tiles.
-template <class Kernel, class Traits, typename Params>
+template <class Kernel, class Traits, typename Params, typename MergeParams>
 void launch(const LaunchScope& scope,
             const Tensor& like,
             Params params,
             void (*kernel)(Params),
-            void (*merge)(Params)) {
+            void (*merge)(MergeParams)) {
   if (params.work.steps() == 0) {
     return;
   }

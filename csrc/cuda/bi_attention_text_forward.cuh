@@ -30,6 +30,10 @@ struct TextForwardParams {
   }
 };
 
+// Numbers of a partial result.
+template <class Traits>
+constexpr int kTextSlot = Traits::kRows * (Traits::kWidth + 3);
+
 template <class Traits>
 struct TextForward {
   using Element = typename Traits::Element;
@@ -39,7 +43,7 @@ struct TextForward {
   using Scores = Accumulator<Traits::kColumns, Number>;
   using Output = Accumulator<Traits::kWidth, Number>;
   static constexpr int kRows = Traits::kRows;
-  static constexpr int kSums = kRows * Traits::kWidth, kSlot = kSums + 3 * kRows;
+  static constexpr int kSums = kRows * Traits::kWidth, kSlot = kTextSlot<Traits>;
 
   struct Memory {
     alignas(128) Element queries[kRows * Traits::kWidth];
@@ -180,8 +184,8 @@ __global__ void __launch_bounds__(Traits::kThreads, Traits::kStages)  // two blo
 template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_text_forward(const __grid_constant__ TextForwardParams<typename Traits::Element> p) {
-  using Kernel = TextForward<Traits>;
   using Number = NumberOf<typename Traits::Element>;
+  constexpr int kSlot = kTextSlot<Traits>;
   SharedTile shared;
   if (!find_shared_tile(p.work, blockIdx.x, shared)) {
     return;
@@ -191,15 +195,15 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (text_row >= p.shape.heads * p.shape.text) {
     return;
   }
-  const Number* state = p.partial + Kernel::kSums + row;
+  const Number* state = p.partial + Traits::kRows * Traits::kWidth + row;
   Number maximum = -kInfinity, total = Number(0), mass = Number(0);
-  for_each_slot(shared, [&](int64_t slot) { maximum = fmax(maximum, state[slot * Kernel::kSlot]); });
+  for_each_slot(shared, [&](int64_t slot) { maximum = fmax(maximum, state[slot * kSlot]); });
   const auto weight = [&](int64_t slot) {
-    return exponential<Number>(state[slot * Kernel::kSlot] - finite(maximum));
+    return exponential<Number>(state[slot * kSlot] - finite(maximum));
   };
   for_each_slot(shared, [&](int64_t slot) {
-    total += weight(slot) * state[slot * Kernel::kSlot + Traits::kRows];
-    mass += weight(slot) * state[slot * Kernel::kSlot + 2 * Traits::kRows];
+    total += weight(slot) * state[slot * kSlot + Traits::kRows];
+    mass += weight(slot) * state[slot * kSlot + 2 * Traits::kRows];
   });
   const Number scale = inverse_or_zero(total);
   const int64_t place = batch * p.shape.heads * p.shape.text + text_row;
@@ -208,7 +212,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     p.lse[place] = log_sum_exp(maximum, total);
   }
   merge_columns(p.u + place * p.shape.width, p.shape.width, [&](int column) {
-    return sum_slots(shared, p.partial + row * Traits::kWidth + column, Kernel::kSlot,
+    return sum_slots(shared, p.partial + row * Traits::kWidth + column, kSlot,
                      [&](int64_t slot) { return weight(slot) * scale; });
   });
 }

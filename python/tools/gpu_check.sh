@@ -9,8 +9,6 @@ cd "$(dirname "$0")/../.."
 output=${1:-runs/gpu_check}
 python=${PYTHON:-python3}
 mkdir -p "$output"
-export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$("$python" -c \
-  "import torch; print('{}.{}'.format(*torch.cuda.get_device_capability()) + ('a' if torch.cuda.get_device_capability() == (9, 0) else ''))")}
 export SDPT_EXT_TEST_DEVICE=cuda
 
 title() { printf '\n== %s\n' "$*"; }

@@ -1,6 +1,6 @@
 """Run the CUDA kernels in the simulator and write what they execute to docs/kernels.md.
 
-A slice of GLIP's largest inputs stands for the whole: its blocks all do the same work. Needs nvcc and the simulator
+Every kernel runs whole, in bf16, on GLIP's largest inputs: half an hour on one core. Needs nvcc and the simulator
 (SDPT_CUDASIM).
 
 python python/tools/kernel_counters.py
@@ -9,36 +9,53 @@ python python/tools/kernel_counters.py
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-MULTIPROCESSORS = 132  # of an H100
-TENSOR_PEAK, BANDWIDTH_PEAK = 989e12, 3.35e12  # its bf16 FLOP/s and bytes/s
-SECTOR = 32
+# An H100 (SXM).
+MULTIPROCESSORS, CLOCK = 132, 1.83e9
+TENSOR_PEAK, MEMORY_PEAK, L2_PEAK = 989e12, 3.35e12, 5.5e12  # bf16 FLOP/s, bytes/s
+SPECIAL_PER_CLOCK, WARPS_PER_CLOCK, WAVEFRONTS_PER_CLOCK = 16, 4, 1  # of a multiprocessor
+SECTOR = 32  # bytes
+MMA = 2 * 16 * 8 * 16  # FLOPs of the largest mma.sync
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the algebra needs of a kernel.
+
+    Attributes:
+        flops: on tensor cores.
+        bytes: every operand and result once, every neighbour of a sample as often as it is sampled.
+    """
+
+    flops: float
+    bytes: float
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A simulated problem, and what the algebra needs for it."""
+    """A simulated call, and the needs of its kernels by a part of their names."""
 
     name: str
     run: Callable[[], Any]
-    flops: float  # on tensor cores
-    bytes: float  # every operand and result once, every neighbour of a sample as often as it is sampled
+    needs: dict[str, Need]
 
 
-def deform_conv2d_workloads() -> list[Workload]:
-    """26 of the 100 rows of GLIP's finest pyramid level at 800x1333: enough for the widest tiles."""
+def deform_conv2d_workloads() -> Iterator[Workload]:
+    """GLIP's finest pyramid level at 800x1333."""
     import torch
 
-    channels, rows, width = 256, 26, 167
+    channels, rows, width = 256, 100, 167
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -51,28 +68,26 @@ def deform_conv2d_workloads() -> list[Workload]:
     flops = 2 * weight.numel() * rows * width
     pixels, fields, filters = image.numel(), offset.numel() + mask.numel(), weight.numel()
     samples = 4 * 9 * pixels  # four neighbours per tap
-
-    def forward() -> None:
-        ops.deform_conv2d(*arguments, None, *step)
-
-    def backward_data() -> None:
-        ops.deform_conv2d_backward_data(grad, *arguments, *step, True, True)
-
-    def backward_weight() -> None:
-        ops.deform_conv2d_backward_weight(grad, *arguments, *step)
-
-    return [
-        Workload("deform_conv2d", forward, flops, 2 * (samples + pixels + fields + filters)),
-        Workload("backward, data", backward_data, flops, 2 * (samples + pixels + 2 * fields + filters) + 8 * samples),
-        Workload("backward, weight", backward_weight, flops, 2 * (samples + pixels + fields + filters)),
-    ]
+    sampling = Need(flops, 2 * (samples + pixels + fields + filters))
+    scattering = Need(flops, 2 * (samples + pixels + 2 * fields + filters) + 8 * samples)
+    yield Workload("deform_conv2d", lambda: ops.deform_conv2d(*arguments, None, *step), {"forward": sampling})
+    yield Workload(
+        "its backward, data",
+        lambda: ops.deform_conv2d_backward_data(grad, *arguments, *step, True, True),
+        {"backward_data": scattering},
+    )
+    yield Workload(
+        "its backward, weight",
+        lambda: ops.deform_conv2d_backward_weight(grad, *arguments, *step),
+        {"backward_weight": sampling},
+    )
 
 
-def bi_attention_workloads(tokens: int) -> list[Workload]:
-    """1,024 of the 22,300 positions of GLIP's fusion layer at 800x1333, with 8 heads."""
+def bi_attention_workloads(tokens: int) -> Iterator[Workload]:
+    """GLIP's fusion layer at 800x1333: 22,300 positions, 8 heads."""
     import torch
 
-    positions, heads, width = 1024, 8, 256
+    positions, heads, width = 22_300, 8, 256
     draw = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -81,19 +96,32 @@ def bi_attention_workloads(tokens: int) -> list[Workload]:
     x, keys, values = random(1, positions, width), random(1, heads, tokens, width) / 16, random(1, heads, tokens, width)
     inputs, options = (x, keys, torch.zeros(1, heads, tokens), values, None, None), (tokens, 0.0, 0)
     ops = torch.ops.sdpt_ext
-    y, u, mass, image_lse, text_lse = ops.bi_attention(*inputs, *options)
-    product, texts = 2 * positions * width * heads * tokens, keys.numel()
+    saved: list[torch.Tensor] = []
 
     def forward() -> None:
-        ops.bi_attention(*inputs, *options)
+        saved[:] = ops.bi_attention(*inputs, *options)
 
     def backward() -> None:
+        y, u, mass, image_lse, text_lse = saved
         ops.bi_attention_backward(y, u, mass, *inputs, u, mass, image_lse, text_lse, *options)
 
-    return [
-        Workload(f"bi_attention, T = {tokens}", forward, 4 * product, 2 * (2 * x.numel() + 3 * texts)),
-        Workload(f"backward, T = {tokens}", backward, 10 * product, 2 * (3 * x.numel() + 6 * texts)),
-    ]
+    product, image, text = 2 * positions * width * heads * tokens, x.numel(), keys.numel()
+    yield Workload(
+        f"bi_attention, T = {tokens}",
+        forward,
+        {
+            "image_forward": Need(2 * product, 2 * (2 * image + 2 * text)),
+            "text_forward": Need(2 * product, 2 * (image + 2 * text)),
+        },
+    )
+    yield Workload(
+        f"its backward, T = {tokens}",
+        backward,
+        {
+            "image_backward": Need(5 * product, 2 * (3 * image + 3 * text)),
+            "text_backward": Need(5 * product, 2 * (2 * image + 5 * text)),
+        },
+    )
 
 
 def launches(workload: Workload) -> list[dict[str, Any]]:
@@ -106,38 +134,75 @@ def launches(workload: Workload) -> list[dict[str, Any]]:
     return [launch for launch in cudasim.launches() if launch["mma_flops"] > 0]
 
 
+def name_of(launch: dict[str, Any]) -> str:
+    return re.sub(r"sdpt_ext::cuda::|\(anonymous namespace\)::|void ", "", launch["kernel"]).split("(")[0]
+
+
+def traffic(launch: dict[str, Any]) -> float:
+    """Bytes that blocks ask of global memory, whichever cache answers."""
+    sectors = launch["global"]["sectors"] * launch["blocks"] / max(launch["traced_blocks"], 1)
+    # Copies of whole boxes are counted apart from sectors.
+    return sectors * SECTOR + (launch["async_copy_bytes"] if "hopper::" in launch["kernel"] else 0)
+
+
+def bounds(launch: dict[str, Any], need: Need) -> dict[str, float]:
+    """Seconds that an H100 takes at the very least, by what it would be busy with."""
+    wavefronts = launch["shared"]["wavefronts"] * launch["blocks"] / max(launch["traced_blocks"], 1)
+    clocks = MULTIPROCESSORS * CLOCK
+    return {
+        "tensor cores": launch["mma_flops"] / TENSOR_PEAK,
+        "memory": need.bytes / MEMORY_PEAK,
+        "L2": traffic(launch) / L2_PEAK,
+        "shared memory": wavefronts / (WAVEFRONTS_PER_CLOCK * clocks),
+        "special functions": launch["instructions"]["sfu"] / (SPECIAL_PER_CLOCK * clocks),
+        "instructions": launch["total_instructions"] / (32 * WARPS_PER_CLOCK * clocks),
+    }
+
+
 def row(workload: Workload, launch: dict[str, Any]) -> str:
     import cudasim
 
+    name = name_of(launch)
+    need = next(need for part, need in workload.needs.items() if part in name)
     resident, occupancy, limit = cudasim.occupancy(launch)
-    traffic = launch["global"]["sectors"] * launch["blocks"] / max(launch["traced_blocks"], 1) * SECTOR
-    times = {"tensor cores": launch["mma_flops"] / TENSOR_PEAK, "L2 and memory": traffic / BANDWIDTH_PEAK}
-    name = re.sub(r"sdpt_ext::cuda::|\(anonymous namespace\)::|void ", "", launch["kernel"]).split("(")[0]
-    others = launch["total_instructions"] - launch["instructions"]["mma"]
+    waves = launch["blocks"] / (resident * MULTIPROCESSORS)
+    times = bounds(launch, need)
+    bound = max(times, key=lambda part: times[part])
+    units = launch["mma_flops"] / MMA
+    special = launch["instructions"]["sfu"] / 32
+    others = (launch["total_instructions"] - launch["instructions"]["mma"]) / 32
     return (
-        f"| {workload.name} | `{name}` | {launch['blocks']} | {resident} ({limit}) | {occupancy:.0%} "
-        f"| {launch['mma_flops'] / workload.flops:.2f} | {traffic / workload.bytes:.1f} "
-        f"| {launch['shared']['conflict_degree']:.2f} | {others / launch['instructions']['mma']:.0f} "
-        f"| {max(times, key=lambda part: times[part])} |"
+        f"| {workload.name} | `{name}` | {launch['blocks']} | {resident} ({limit}), {occupancy:.0%} "
+        f"| {waves:.2f}, {waves / ceil(waves):.0%} | {launch['mma_flops'] / need.flops:.2f} "
+        f"| {traffic(launch) / need.bytes:.1f} | {launch['shared']['conflict_degree']:.2f} "
+        f"| {special / units:.2f} | {others / units:.1f} | {bound}, {1e6 * times[bound]:.0f} "
+        f"| {need.flops / TENSOR_PEAK / times[bound]:.0%} |"
     )
 
 
 INTRODUCTION = """# What the CUDA kernels execute
 
-Written by `python python/tools/kernel_counters.py` from the simulator's counters, in bf16 on a slice of GLIP's largest
-inputs. Nothing here is a time. The minimum of FLOPs is what the algebra needs, that of sectors every operand and result
-once, and a sampled neighbour once per sample (8 bytes when it is added to); all sectors that blocks ask for count,
-whichever cache answers. The bound compares both with an H100's peaks.
+Written by `python python/tools/kernel_counters.py` from the simulator's counters: bf16, GLIP's largest inputs
+(800x1333: 22,300 positions in 8 heads of width 256; 256 channels of 100x167). Nothing here was timed.
+
+* **waves** of blocks on 132 multiprocessors, and the share of the last one's places that are filled. The blocks of
+  bi_attention share their work out evenly, whatever the sizes.
+* **FLOPs** on tensor cores against those that the algebra needs; **traffic** against every operand and result once, and
+  a sampled neighbour once per sample (8 bytes when it is added to). All traffic of the blocks counts, whichever cache
+  answers.
+* **special** functions and **other** instructions of a warp per 4,096 tensor FLOPs, which is one `mma.m16n8k16`.
+* **bound**: of tensor cores, memory, L2, shared memory (without what tensor cores read there themselves), special
+  functions and the issue of instructions, the one that an H100 would be busy with the longest, in microseconds at its
+  peak; then the share of its tensor peak (989 TFLOP/s) that this leaves for the needed FLOPs. Waiting is not in it.
 """
 HEADER = (
-    "| workload | kernel | blocks | blocks per SM | occupancy | tensor FLOPs / minimum | global sectors / minimum "
-    "| bank conflict factor | other instructions per mma | bound |\n|---|---|---|---|---|---|---|---|---|---|"
+    "| workload | kernel | blocks | per SM, occupancy | waves, filled | FLOPs / minimum | traffic / minimum "
+    "| bank conflict factor | special / mma | other / mma | bound, us | tensor peak |\n" + "|---" * 12 + "|"
 )
-
-
-WORKLOADS: dict[str, Callable[[], list[Workload]]] = {
+WORKLOADS: dict[str, Callable[[], Iterator[Workload]]] = {
     "deform_conv2d": deform_conv2d_workloads,
-    "bi_attention": lambda: [*bi_attention_workloads(20), *bi_attention_workloads(256)],
+    "bi_attention-20": lambda: bi_attention_workloads(20),
+    "bi_attention-256": lambda: bi_attention_workloads(256),
 }
 
 
@@ -145,20 +210,29 @@ def main() -> None:
     from tests.cudasim import simulator
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operators", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
     parser.add_argument("--library", type=Path, help="simulated library; default: built from csrc")
+    parser.add_argument("--raw", type=Path, help="also write the counters as they are to this JSON file")
     arguments = parser.parse_args()
     cudasim = simulator.load()
     os.environ["SDPT_EXT_LIBRARY"] = str(arguments.library or simulator.build())
     cudasim.torch_allocator()
+    cudasim.checks(strict=False, race=False, init=False)  # the operators' tests have them all
     from sdpt_ext import _library
 
     if not _library.runs_cuda_kernels("cpu"):
         parser.error(f"{os.environ['SDPT_EXT_LIBRARY']} holds no simulated kernels: {_library.library().problem}")
-    workloads = [workload for operator in arguments.operators for workload in WORKLOADS[operator]()]
-    rows = [row(workload, launch) for workload in workloads for launch in launches(workload)]
+    counted = [
+        (workload, launch)
+        for name in arguments.workloads
+        for workload in WORKLOADS[name]()
+        for launch in launches(workload)
+    ]
+    rows = [row(workload, launch) for workload, launch in counted]
     (ROOT / "docs").mkdir(exist_ok=True)
     (ROOT / "docs" / "kernels.md").write_text("\n".join([INTRODUCTION, HEADER, *rows]) + "\n")
+    if arguments.raw:
+        arguments.raw.write_text(json.dumps([launch for _, launch in counted]))
 
 
 if __name__ == "__main__":

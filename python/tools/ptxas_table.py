@@ -49,8 +49,8 @@ class Kernel:
         return min(64 // warps, 32, register_blocks, memory_blocks) * warps / 64
 
 
-def compile_kernels(source: Path) -> tuple[str, str]:
-    """-> what ptxas prints for every architecture, and the PTX of one."""
+def compile_kernels(source: Path) -> tuple[str, dict[str, str]]:
+    """-> what ptxas prints for every architecture, and the PTX of each."""
     headers = [flag for path in include_paths() for flag in ("-isystem", path)]
     targets = [flag for sm in ARCHITECTURES for flag in ("-gencode", f"arch=compute_{sm},code=sm_{sm}")]
     command = ["nvcc", *_FLAGS, *_WARNINGS, *headers, *targets, "-Xptxas", "-v", "--keep", "-c", str(source)]
@@ -59,12 +59,13 @@ def compile_kernels(source: Path) -> tuple[str, str]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             raise SystemExit(f"{source.name} does not compile:\n{result.stdout}{result.stderr}")
-        return result.stdout + result.stderr, next(Path(folder).glob("*.ptx")).read_text()
+        ptx = {sm: next(Path(folder).glob(f"*.compute_{sm}.ptx")).read_text() for sm in ARCHITECTURES}
+        return result.stdout + result.stderr, ptx
 
 
-def parse(report: str, ptx: str) -> list[Kernel]:
-    """The kernels of one source, from ptxas's report and the launch bounds in the PTX."""
-    bounds = dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", ptx))
+def parse(report: str, ptx: dict[str, str]) -> list[Kernel]:
+    """The kernels of one source, from ptxas's report and the launch bounds in the PTX of each architecture."""
+    bounds = {sm: dict(re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)", text)) for sm, text in ptx.items()}
     kernels = []
     for part in report.split("Compiling entry function ")[1:]:
         head = re.match(r"'(\w+)' for 'sm_(\w+)'", part)
@@ -78,7 +79,7 @@ def parse(report: str, ptx: str) -> list[Kernel]:
             Kernel(
                 head[1],
                 head[2],
-                int(bounds.get(head[1], 1024)),
+                int(bounds[head[2]].get(head[1], 1024)),
                 int(registers[1]),
                 int(spills[1]) + int(spills[2]),
                 int(shared[1]) if shared else 0,
@@ -100,10 +101,12 @@ def readable(symbols: list[str]) -> dict[str, str]:
 
 def rows(source: str, kernels: list[Kernel]) -> list[str]:
     names = readable([kernel.name for kernel in kernels])
+    # Other architectures can't hold them: they are empty there.
+    shown = [k for k in kernels if not names[k.name].startswith("hopper::") or k.architecture == "90a"]
     return [
         f"| {source} | `{names[kernel.name]}` | {kernel.architecture} | {kernel.threads} | {kernel.registers} "
         f"| {kernel.spilled_bytes} | {kernel.shared_bytes} | {kernel.occupancy():.0%} |"
-        for kernel in kernels
+        for kernel in shown
     ]
 
 

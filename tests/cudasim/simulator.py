@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # The folder that contains the package `cudasim`.
 FOLDER = Path(os.environ.get("SDPT_CUDASIM", ROOT.parent / "shared"))
-ARCHITECTURE = "sm_90a"
 
 
 def missing() -> str | None:
@@ -36,15 +35,18 @@ def load() -> ModuleType:
     return importlib.import_module("cudasim")
 
 
-def build(sources: Path = ROOT / "csrc") -> Path:
-    """The library of every operator in `sources`/cuda, registered for CPU tensors."""
+def build(sources: Path = ROOT / "csrc", architecture: str = "sm_90a") -> Path:
+    """The library of every operator in `sources`/cuda, registered for CPU tensors.
+
+    The device that it finds is of the architecture too.
+    """
     kernels = sources / "cuda"
     files = [sources / "register.cpp", *sorted(kernels.glob("*.cpp")), *sorted(kernels.glob("*.cu"))]
     library = load().build(
         list(map(str, files)),
         include_dirs=[str(sources)],
         defines={"TORCH_TARGET_VERSION": "0x020a000000000000", "SDPT_EXT_DEVICE_KEY": "CPU"},
-        arch=ARCHITECTURE,
+        arch=architecture,
         cxx_flags=["-std=c++17"],
     )
     return Path(library)

@@ -28,7 +28,7 @@ PTX = """.visible .entry _Z4slowPf(
 
 
 def test_report_and_launch_bounds_are_read() -> None:
-    slow, fast = TOOL["parse"](REPORT, PTX)
+    slow, fast = TOOL["parse"](REPORT, {"90": PTX})
     assert slow.architecture == "90"
     assert (slow.threads, slow.registers, slow.spilled_bytes, slow.shared_bytes) == (256, 128, 20, 40960)
     assert (fast.threads, fast.registers, fast.spilled_bytes, fast.shared_bytes) == (1024, 33, 0, 0)
@@ -41,12 +41,18 @@ def test_committed_table_covers_every_architecture_and_spills_where_it_is_known(
     cells = [[cell.strip() for cell in line.split("|")] for line in TOOL["committed_rows"]()]
     assert {cell[3] for cell in cells} == set(TOOL["ARCHITECTURES"])
     spilling = [cell for cell in cells if cell[6] != "0"]
-    assert {cell[1] for cell in spilling} <= {"bi_attention_forward.cu", "bi_attention_backward.cu"}
-    # On a Hopper, of what runs on tensor cores, the two-stage text gradient alone misses its registers, by a little.
+    assert {cell[1] for cell in spilling} <= {
+        "bi_attention_forward.cu",
+        "bi_attention_forward_hopper.cu",
+        "bi_attention_backward.cu",
+    }
+    # On a Hopper, of what runs on tensor cores, the two-stage text gradient misses its registers by a little, and so
+    # does the image direction that keeps 144 to 288 scores per row in registers.
+    most = {"`text_backward": 40, "`hopper::image_forward": 352}
     hopper = {
         cell[2]: int(cell[6]) for cell in spilling if cell[3] == "90a" and ("half" in cell[2] or "bfloat" in cell[2])
     }
-    assert all(name.startswith("`text_backward") and spilled <= 40 for name, spilled in hopper.items())
+    assert all(spilled <= most.get(name.split("<")[0], 0) for name, spilled in hopper.items())
 
 
 @pytest.mark.cudasim

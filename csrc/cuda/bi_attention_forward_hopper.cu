@@ -1,0 +1,94 @@
+// Forward of bi_attention on compute capability 9.0, for 16-bit elements.
+#include "bi_attention_forward.h"
+#include "hopper/image_forward.cuh"
+#include "hopper/tensor_map.h"
+#include "hopper/text_forward.cuh"
+
+namespace sdpt_ext::cuda::hopper {
+namespace {
+
+// Whether the device can run the kernel and the build holds it.
+template <class Kernel, typename Params>
+bool runs(void (*kernel)(Params)) {
+  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9 || !fits<Kernel>()) {
+    return false;
+  }
+  cudaFuncAttributes attributes{};
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.maxThreadsPerBlock >= kThreads;
+}
+
+template <class Traits>
+bool run_image(const Forward& f, const LaunchScope& scope) {
+  using Element = typename Traits::Element;
+  if (!runs<ImageForward<Traits>>(image_forward<Traits>)) {
+    return false;
+  }
+  const Sizes& s = f.shape;
+  ImageForwardParams<Element> params{};
+  set_image_params<Traits>(f, params);
+  const int heads = s.batch * s.heads;
+  params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
+  params.y_map = tensor_map(params.y, s.batch, s.image, s.width, kGroupRows);
+  params.keys_map = tensor_map(data<Element>(f.keys), heads, s.tokens, s.width, Traits::kChunk);
+  params.values_map = tensor_map(data<Element>(f.values), heads, s.tokens, s.width, Traits::kChunk);
+  launch<ImageForward<Traits>, Traits>(scope, f.x, params, image_forward<Traits>, merge_image_forward<Traits>);
+  return true;
+}
+
+template <typename Element>
+bool choose_image(const Forward& f, const LaunchScope& scope) {
+  const int tokens = f.shape.tokens;
+  if (tokens <= 32) {
+    return run_image<ImageTraits<Element, 32, 1>>(f, scope);
+  }
+  if (tokens <= 144) {
+    return run_image<ImageTraits<Element, 48, 3>>(f, scope);
+  }
+  return tokens <= 288 && run_image<ImageTraits<Element, 48, 6>>(f, scope);  // no registers for more
+}
+
+template <typename Element>
+bool run_text(const Forward& f, const LaunchScope& scope) {
+  using Traits = TextTraits<Element>;
+  if (!runs<TextForward<Traits>>(text_forward<Traits>)) {
+    return false;
+  }
+  const Sizes& s = f.shape;
+  TextForwardParams<Element> params{};
+  set_text_params<Traits>(f, params);
+  params.image_map = tensor_map(params.image.rows, s.batch, s.image, s.width, Traits::kColumns);
+  params.prompts_map = s.prompts == 0
+                           ? params.image_map
+                           : tensor_map(params.image.prompts, 1, s.prompts, s.width, Traits::kColumns);
+  params.u_map = tensor_map(params.u, s.batch, int64_t{s.heads} * s.text, s.width, kGroupRows);
+  launch<TextForward<Traits>, Traits>(scope, f.x, params, text_forward<Traits>, merge_text_forward<Traits>);
+  return true;
+}
+
+// Calls body with a value of the element type where the kernels have one for it and something to describe.
+template <typename Body>
+bool dispatch(const Forward& f, const Body& body) {
+  if (f.shape.width <= 64 || f.shape.batch == 0 || f.shape.image == 0) {
+    return false;
+  }
+  switch (f.x.scalar_type()) {
+    case ScalarType::Half:
+      return body(__half{});
+    case ScalarType::BFloat16:
+      return body(__nv_bfloat16{});
+    default:
+      return false;
+  }
+}
+
+}  // namespace
+
+bool run_image_forward(const Forward& f, const LaunchScope& scope) {
+  return dispatch(f, [&](auto element) { return choose_image<decltype(element)>(f, scope); });
+}
+
+bool run_text_forward(const Forward& f, const LaunchScope& scope) {
+  return f.shape.text > 0 && dispatch(f, [&](auto element) { return run_text<decltype(element)>(f, scope); });
+}
+
+}  // namespace sdpt_ext::cuda::hopper
