@@ -62,8 +62,12 @@ class RunArguments:
         default=None, metadata={"help": "SDPT: fusion layers that get prompts, e.g. --layers 0 1; all if not given."}
     )
     init: Init = field(default="uniform", metadata={"help": "SDPT: how the prompts are initialised."})
-    gate: Literal["zero"] | None = field(
-        default=None, metadata={"help": "SDPT: a zero gate makes step 0 equal the zero-shot model exactly."}
+    gate: Literal["none", "zero"] = field(
+        default="none",
+        metadata={
+            "help": "SDPT: with zero, what the prompts add is multiplied by factors that start at zero, so that step 0 "
+            "equals the zero-shot model exactly (default for nano: zero)."
+        },
     )
     host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})
     cache_features: str = field(
@@ -93,6 +97,6 @@ class RunArguments:
             layers=None if self.layers is None else tuple(self.layers),
             text_prompts=self.text_prompts,
             init=self.init,
-            gate=self.gate,
+            gate="zero" if self.gate == "zero" else None,
             host_dropout=self.host_dropout,
         )

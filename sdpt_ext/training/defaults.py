@@ -48,9 +48,10 @@ BY_DATA: dict[str, dict[str, Any]] = {
 }
 
 
-# The shipped model is small and has seen few pictures: it has more to learn, and takes larger steps well.
+# The shipped model is small and has seen few pictures: it has more to learn, and takes larger steps well. Prompts that
+# do not compete with its few tokens for attention learn raccoon, bccd and aquarium better in the same number of steps.
 FOR_NANO: dict[str, dict[str, Any]] = {
-    "sdpt": {"learning_rate": 0.4},
+    "sdpt": {"learning_rate": 0.4, "gate": "zero"},
     "full": {"learning_rate": 5e-4},
     "linear_probe": {"learning_rate": 5e-3},
     "bitfit": {"learning_rate": 5e-3},

@@ -91,8 +91,9 @@ def parse_arguments(argv: Sequence[str]) -> ResolvedArguments:
 
 def resolve(given: dict[str, Any]) -> ResolvedArguments:
     """Complete the given flags with the defaults for their method, data and model."""
-    run = RunArguments(**_only(given, RunArguments))
-    values = {**vars(run), **defaults.defaults_for(run.method, run.data, run.model), **given}
+    named = RunArguments(**_only(given, RunArguments))
+    values = {**vars(named), **defaults.defaults_for(named.method, named.data, named.model), **given}
+    run = RunArguments(**_only(values, RunArguments))
     values |= _consequences(values, given)
     values.setdefault("output_dir", _free_folder(run))
     try:

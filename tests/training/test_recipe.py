@@ -23,7 +23,8 @@ def test_without_flags_the_defaults_table_decides() -> None:
     assert (arguments.run.model, arguments.run.method, arguments.run.num_tokens) == ("nano", "sdpt", 10)
     assert arguments.run.data.startswith("shapes:")
     for name, value in defaults_for("sdpt", arguments.run.data, "nano").items():
-        assert getattr(arguments.training, name) == value, name
+        owner = arguments.training if hasattr(arguments.training, name) else arguments.run
+        assert getattr(owner, name) == value, name
 
 
 def test_defaults_name_real_flags() -> None:
@@ -40,6 +41,13 @@ def test_method_and_model_choose_the_learning_rate() -> None:
     tables = [table[method]["learning_rate"] for method in ("sdpt", "full") for table in (FOR_NANO, BY_METHOD)]
     assert rates == tables
     assert len(set(rates)) == len(rates)
+
+
+@pytest.mark.parametrize(
+    ("flags", "gate"), [([], "zero"), (["--gate", "none"], None), (["--model", "some/detector"], None)]
+)
+def test_prompts_of_nano_are_gated_unless_a_flag_says_no(flags: list[str], gate: str | None) -> None:
+    assert parse_arguments(flags).run.tuning_config().gate == gate
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json"])
