@@ -1,28 +1,10 @@
 // Backward of bi_attention: the text's deltas first, then the gradients of the image side, which leave the image's
 // deltas for those of the text side.
 #include "../ops.h"
-#include "bi_attention_image_backward.cuh"
-#include "bi_attention_launch.cuh"
-#include "bi_attention_text_backward.cuh"
+#include "bi_attention_backward.h"
 
 namespace sdpt_ext::cuda {
 namespace {
-
-struct Backward {
-  Sizes shape;
-  double dropout_p;
-  int64_t seed;
-  Tensor grad_y, grad_u, grad_mass, x, keys, key_bias, values;
-  std::optional<Tensor> prompts, image_mask;
-  Tensor u, mass, image_lse, text_lse;
-  Tensor image_delta{}, text_delta{};
-  Tensor grad_x{}, grad_keys{}, grad_bias{}, grad_values{}, prompt_sums{};
-
-  template <typename Number>
-  TextTerms<Number> terms() const {
-    return {data<Number>(key_bias), data<Number>(text_lse), data<Number>(text_delta), data<Number>(grad_mass)};
-  }
-};
 
 template <typename Element>
 struct TextDeltaParams {
@@ -70,52 +52,15 @@ void run_text_delta(const Backward& b, const LaunchScope& scope) {
 
 template <class Traits>
 void run_image(const Backward& b, const LaunchScope& scope) {
-  using Element = typename Traits::Element;
-  using Number = NumberOf<Element>;
-  ImageBackwardParams<Element> params{};
-  params.shape = b.shape;
-  const int tiles = ceil_div(b.shape.image, Traits::kRows) + ceil_div(b.shape.prompts, Traits::kRows);
-  params.work = {int64_t{b.shape.batch} * tiles, b.shape.heads, 1};
-  params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
-  params.x = data<Element>(b.x);
-  params.prompts = data_or_null<Element>(b.prompts);
-  params.grad_y = data<Element>(b.grad_y);
-  params.visible = data_or_null<bool>(b.image_mask);
-  params.image_lse = data<Number>(b.image_lse);
-  params.text = b.terms<Number>();
-  const TextOperand<Element> keys{data<Element>(b.keys), b.shape.tokens};
-  const TextOperand<Element> values{data<Element>(b.values), b.shape.tokens};
-  const TextOperand<Element> grad_u{data<Element>(b.grad_u), b.shape.text};
-  const TextOperand<Element> operands[] = {keys, values, grad_u, keys, grad_u};
-  std::copy(std::begin(operands), std::end(operands), params.operands);
-  params.grad_x = mutable_data<Element>(b.grad_x);
-  params.grad_prompts = mutable_data<Number>(b.prompt_sums);
-  params.image_delta = mutable_data<Number>(b.image_delta);
+  ImageBackwardParams<typename Traits::Element> params{};
+  set_image_params<Traits>(b, params);
   launch<ImageBackward<Traits>, Traits>(scope, b.x, params, image_backward<Traits>, merge_image_backward<Traits>);
 }
 
 template <class Traits>
 void run_text(const Backward& b, const LaunchScope& scope) {
-  using Element = typename Traits::Element;
-  using Number = NumberOf<Element>;
-  TextBackwardParams<Element> params{};
-  params.shape = b.shape;
-  params.work = {int64_t{b.shape.batch} * ceil_div(b.shape.heads * b.shape.tokens, Traits::kRows),
-                 ImageStream<Traits, true>::items(b.shape), 1};
-  params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
-  params.image.rows = data<Element>(b.x);
-  params.image.prompts = data_or_null<Element>(b.prompts);
-  params.image.visible = data_or_null<bool>(b.image_mask);
-  params.image.grads = data<Element>(b.grad_y);
-  params.keys = data<Element>(b.keys);
-  params.values = data<Element>(b.values);
-  params.grad_u = data<Element>(b.grad_u);
-  params.image.lse = data<Number>(b.image_lse);
-  params.image.delta = data<Number>(b.image_delta);
-  params.text = b.terms<Number>();
-  params.grad_keys = mutable_data<Element>(b.grad_keys);
-  params.grad_values = mutable_data<Element>(b.grad_values);
-  params.grad_bias = mutable_data<Number>(b.grad_bias);
+  TextBackwardParams<typename Traits::Element> params{};
+  set_text_params<Traits>(b, params);
   launch<TextBackward<Traits>, Traits>(scope, b.x, params, text_backward<Traits>, merge_text_backward<Traits>);
 }
 
@@ -207,8 +152,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
     dispatch_element(x, [&](auto element) {
       run_text_delta<decltype(element)>(b, scope);
       dispatch_width(b.shape.width, [&](auto width) {
-        choose_image<decltype(element), width()>(b, scope);
-        choose_text<decltype(element), width()>(b, scope);
+        if (!hopper::run_image_backward(b, scope)) {
+          choose_image<decltype(element), width()>(b, scope);
+        }
+        if (!hopper::run_text_backward(b, scope)) {
+          choose_text<decltype(element), width()>(b, scope);
+        }
       });
     });
   } else {

@@ -1,21 +1,12 @@
 // Forward of bi_attention on compute capability 9.0, for 16-bit elements.
 #include "bi_attention_forward.h"
 #include "hopper/image_forward.cuh"
+#include "hopper/launch.h"
 #include "hopper/tensor_map.h"
 #include "hopper/text_forward.cuh"
 
 namespace sdpt_ext::cuda::hopper {
 namespace {
-
-// Whether the device can run the kernel and the build holds it.
-template <class Kernel, typename Params>
-bool runs(void (*kernel)(Params)) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9 || !fits<Kernel>()) {
-    return false;
-  }
-  cudaFuncAttributes attributes{};
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.maxThreadsPerBlock >= kThreads;
-}
 
 template <class Traits>
 bool run_image(const Forward& f, const LaunchScope& scope) {
@@ -65,30 +56,14 @@ bool run_text(const Forward& f, const LaunchScope& scope) {
   return true;
 }
 
-// Calls body with a value of the element type where the kernels have one for it and something to describe.
-template <typename Body>
-bool dispatch(const Forward& f, const Body& body) {
-  if (f.shape.width <= 64 || f.shape.batch == 0 || f.shape.image == 0) {
-    return false;
-  }
-  switch (f.x.scalar_type()) {
-    case ScalarType::Half:
-      return body(__half{});
-    case ScalarType::BFloat16:
-      return body(__nv_bfloat16{});
-    default:
-      return false;
-  }
-}
-
 }  // namespace
 
 bool run_image_forward(const Forward& f, const LaunchScope& scope) {
-  return dispatch(f, [&](auto element) { return choose_image<decltype(element)>(f, scope); });
+  return dispatch(f.shape, f.x, [&](auto element) { return choose_image<decltype(element)>(f, scope); });
 }
 
 bool run_text_forward(const Forward& f, const LaunchScope& scope) {
-  return f.shape.text > 0 && dispatch(f, [&](auto element) { return run_text<decltype(element)>(f, scope); });
+  return f.shape.text > 0 && dispatch(f.shape, f.x, [&](auto element) { return run_text<decltype(element)>(f, scope); });
 }
 
 }  // namespace sdpt_ext::cuda::hopper

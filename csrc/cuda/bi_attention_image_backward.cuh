@@ -45,6 +45,10 @@ struct RowTile {
   }
 };
 
+// Numbers of a partial result.
+template <class Traits>
+constexpr int kImageGradSlot = Traits::kRows * Traits::kWidth;
+
 template <class Traits>
 struct ImageBackward {
   using Element = typename Traits::Element;
@@ -55,7 +59,7 @@ struct ImageBackward {
   using Output = Accumulator<Traits::kWidth, Number>;
   using Operand = Tile<Element, Traits::kWidth>;
   using Weights = Tile<Element, Traits::kTokens>;
-  static constexpr int kRows = Traits::kRows, kSlot = kRows * Traits::kWidth;
+  static constexpr int kRows = Traits::kRows, kSlot = kImageGradSlot<Traits>;
 
   struct Memory {
     alignas(128) Element x[kRows * Traits::kWidth];
@@ -263,7 +267,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     return;
   }
   const auto sum = [&](int column) {
-    return sum_slots(shared, p.partial + row * Traits::kWidth + column, ImageBackward<Traits>::kSlot,
+    return sum_slots(shared, p.partial + row * Traits::kWidth + column, kImageGradSlot<Traits>,
                      [](int64_t) { return Number(1); });
   };
   if (tile.prompt) {

@@ -21,6 +21,10 @@ struct TextBackwardParams {
   Number* partial;  // slots of (kRows, kWidth) for keys, the same for values, kRows for the bias
 };
 
+// Numbers of a partial result.
+template <class Traits>
+constexpr int kTextGradSlot = Traits::kRows * (2 * Traits::kWidth + 1);
+
 template <class Traits>
 struct TextBackward {
   using Element = typename Traits::Element;
@@ -32,7 +36,7 @@ struct TextBackward {
   using Operand = Tile<Element, Traits::kWidth>;
   using Weights = Tile<Element, Traits::kColumns>;
   static constexpr int kRows = Traits::kRows;
-  static constexpr int kPlane = kRows * Traits::kWidth, kSlot = 2 * kPlane + kRows;
+  static constexpr int kPlane = kRows * Traits::kWidth, kSlot = kTextGradSlot<Traits>;
 
   struct Memory {
     alignas(128) Element keys[kRows * Traits::kWidth];
@@ -207,8 +211,8 @@ __global__ void __launch_bounds__(Traits::kThreads)
 template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads)
     merge_text_backward(const __grid_constant__ TextBackwardParams<typename Traits::Element> p) {
-  using Kernel = TextBackward<Traits>;
   using Number = NumberOf<typename Traits::Element>;
+  constexpr int kPlane = Traits::kRows * Traits::kWidth, kSlot = kTextGradSlot<Traits>;
   SharedTile shared;
   if (!find_shared_tile(p.work, blockIdx.x, shared)) {
     return;
@@ -222,15 +226,15 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int64_t token = batch * columns + place;
   const auto sum_from = [&](int plane) {
     return [&, plane](int column) {
-      return sum_slots(shared, p.partial + plane + row * Traits::kWidth + column, Kernel::kSlot,
+      return sum_slots(shared, p.partial + plane + row * Traits::kWidth + column, kSlot,
                        [](int64_t) { return Number(1); });
     };
   };
   merge_columns(p.grad_keys + token * p.shape.width, p.shape.width, sum_from(0));
-  merge_columns(p.grad_values + token * p.shape.width, p.shape.width, sum_from(Kernel::kPlane));
+  merge_columns(p.grad_values + token * p.shape.width, p.shape.width, sum_from(kPlane));
   if (lane() == 0) {
     Number bias = Number(0);
-    for_each_slot(shared, [&](int64_t slot) { bias += p.partial[slot * Kernel::kSlot + 2 * Kernel::kPlane + row]; });
+    for_each_slot(shared, [&](int64_t slot) { bias += p.partial[slot * kSlot + 2 * kPlane + row]; });
     p.grad_bias[token] = bias;
   }
 }

@@ -45,10 +45,17 @@ def test_committed_table_covers_every_architecture_and_spills_where_it_is_known(
         "bi_attention_forward.cu",
         "bi_attention_forward_hopper.cu",
         "bi_attention_backward.cu",
+        "bi_attention_backward_hopper.cu",
     }
     # On a Hopper, of what runs on tensor cores, the two-stage text gradient misses its registers by a little, and so
-    # does the image direction that keeps 144 to 288 scores per row in registers.
-    most = {"`text_backward": 40, "`hopper::image_forward": 352}
+    # does the image direction that keeps 144 to 288 scores per row in registers. Its gradients keep numbers of their
+    # tiles in memory, which they need outside their loops.
+    most = {
+        "`text_backward": 40,
+        "`hopper::image_forward": 372,
+        "`hopper::image_backward": 348,
+        "`hopper::text_backward": 44,
+    }
     hopper = {
         cell[2]: int(cell[6]) for cell in spilling if cell[3] == "90a" and ("half" in cell[2] or "bfloat" in cell[2])
     }

@@ -1,6 +1,6 @@
 // The image direction of bi_attention on a Hopper's tensor cores; see ../bi_attention_image_forward.cuh for the maths.
 //
-// A block holds two tiles of 64 image rows, one per consuming warpgroup, while a producer warp brings the keys and the
+// A block holds two tiles of 64 image rows, one per consuming warpgroup, while the producer brings the keys and the
 // values of one head after another. All tokens of a head are scored before its values come: in chunks, of which all
 // but the last are kept as elements scaled to their own maxima. Normalised, they meet the values as operands in
 // registers, so that one accumulator sums over heads and never needs rescaling.
@@ -31,14 +31,18 @@ struct ImageForward {
   using Params = ImageForwardParams<Element>;
   static constexpr int kChunk = Traits::kChunk, kChunks = Traits::kChunks;
   static constexpr int kSlot = kImageSlot<Traits>;
-  static constexpr uint32_t kTileBytes = kGroupRows * kWidth * sizeof(Element);
-  using Tokens = Ring<Element, kChunk, 6>;
+
+  struct TokenTerms {
+    float bias[kChunk];  // of the scores
+    uint32_t dropout_keys[kChunk];
+  };
+  using Tokens = Ring<Element, kChunk, 6, TokenTerms>;
 
   struct Memory {
     alignas(1024) Element x[kConsumers][kGroupRows * kWidth];
-    Tokens tokens;
+    alignas(1024) Tokens tokens;
+    Residence residence;  // of x
     float maxima[kConsumers][kChunks][kGroupRows];  // that each chunk was scaled to: no registers are left for them
-    uint64_t full[kConsumers], empty[kConsumers];   // of x
   };
 
   // The softmax of a row as far as its chunks are scored.
@@ -51,18 +55,11 @@ struct ImageForward {
   Memory& shared;
 
   __device__ __forceinline__ void init() {
-    if (threadIdx.x == 0) {
-      shared.tokens.init();
-      for (int group = 0; group < kConsumers; ++group) {
-        ptx::mbarrier_init(ptx::shared_address(&shared.full[group]), 1);
-        ptx::mbarrier_init(ptx::shared_address(&shared.empty[group]), kGroupThreads);
-      }
-      ptx::fence_mbarrier_init();
-    }
-    __syncthreads();
+    shared.residence.init();
+    shared.tokens.init();
   }
 
-  // ---- the producing warp
+  // ---- the producing warpgroup
 
   __device__ __forceinline__ void produce() {
     Cursor<Tokens> cursor(shared.tokens);
@@ -71,7 +68,10 @@ struct ImageForward {
       const int batch = static_cast<int>(segment.tile / p.tiles_per_image());
       const int first = static_cast<int>(segment.tile % p.tiles_per_image()) * kRows;
       for (int group = 0; group < kConsumers; ++group) {
-        load_rows(batch, first + group * kGroupRows, group, parity);
+        shared.residence.fill(group, parity, kGroupTileBytes, [&](uint32_t barrier) {
+          load_tile(ptx::shared_address(shared.x[group]), kGroupTileBytes, &p.x_map, first + group * kGroupRows, batch,
+                    barrier);
+        });
       }
       parity ^= 1;
       for (int head = segment.begin; head < segment.end; ++head) {
@@ -80,31 +80,20 @@ struct ImageForward {
     });
   }
 
-  __device__ __forceinline__ void load_rows(int batch, int first, int group, uint32_t parity) {
-    wait_for_phase(shared.empty[group], parity);
-    if (lane() == 0) {
-      const uint32_t full = ptx::shared_address(&shared.full[group]), tile = ptx::shared_address(shared.x[group]);
-      ptx::mbarrier_arrive_expect(full, kTileBytes);
-      for (int panel = 0; panel < kPanels; ++panel) {
-        ptx::load_box(tile + panel * (kTileBytes / kPanels), &p.x_map, panel * kPanelColumns, first, batch, full);
-      }
-    }
-  }
-
   // head counts over the whole batch.
   __device__ __forceinline__ void load_tokens(Cursor<Tokens>& cursor, int head) {
     const int tokens = p.shape.tokens;
 #pragma unroll 1  // the producer has few registers
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      cursor.fill(&p.keys_map, chunk * kChunk, head, kChunk, [&](int i, float& bias, uint32_t& dropout_key) {
+      cursor.fill(&p.keys_map, chunk * kChunk, head, kChunk, [&](TokenTerms& terms, int i) {
         const int token = chunk * kChunk + i, position = head * tokens + token;
-        bias = token < tokens ? p.key_bias[position] : -kInfinity;
-        dropout_key = p.dropout.key(kImage, position, p.shape.batch * p.shape.heads * tokens);
+        terms.bias[i] = token < tokens ? p.key_bias[position] : -kInfinity;
+        terms.dropout_keys[i] = p.dropout.key(kImage, position, p.shape.batch * p.shape.heads * tokens);
       });
     }
 #pragma unroll 1  // the producer has few registers
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      cursor.fill(&p.values_map, chunk * kChunk, head, 0, [](int, float&, uint32_t&) {});
+      cursor.fill(&p.values_map, chunk * kChunk, head);
     }
   }
 
@@ -116,7 +105,7 @@ struct ImageForward {
     for_each_segment(p.work, [&](const Segment& segment) {
       const int batch = static_cast<int>(segment.tile / p.tiles_per_image());
       const int first = static_cast<int>(segment.tile % p.tiles_per_image()) * kRows + group * kGroupRows;
-      wait_for_phase(shared.full[group], parity);
+      wait_for_phase(shared.residence.full[group], parity);
       parity ^= 1;
       Fragment<kWidth> output;
       output.clear();
@@ -129,7 +118,7 @@ struct ImageForward {
       } else {
         store_partial(output, p.partial + segment.slot * kSlot + group * kGroupRows * kWidth);
       }
-      arrive(shared.empty[group]);
+      arrive(shared.residence.empty[group]);
     });
     ptx::wait_for_stores();
   }
@@ -177,7 +166,7 @@ struct ImageForward {
   // Logits become exp(logit - the largest so far), or 0 where dropped; what is dropped still counts in the sum.
   __device__ __forceinline__ void exponentiate(
       Fragment<kChunk>& scores, State& state, const Cursor<Tokens>& cursor, int first) {
-    const float* bias = shared.tokens.bias[cursor.stage];
+    const float* bias = cursor.terms().bias;
     float maximum[kRowsPerThread] = {state.maximum[0], state.maximum[1]};
     scores.for_each([&](float& score, int i, int column) {
       score += bias[column];
@@ -194,7 +183,7 @@ struct ImageForward {
       state.sum[i] += score;
     });
     if (p.dropout.active()) {
-      const uint32_t* keys = shared.tokens.dropout_keys[cursor.stage];
+      const uint32_t* keys = cursor.terms().dropout_keys;
       scores.for_each([&](float& weight, int i, int column) {
         weight *= p.dropout.factor(keys[column], first + row_of(i));
       });

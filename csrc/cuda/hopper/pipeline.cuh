@@ -1,4 +1,4 @@
-// A ring of tiles in shared memory that one warp fills with asynchronous copies and two warpgroups empty.
+// Tiles in shared memory that one warpgroup fills with asynchronous copies and two others use.
 #pragma once
 
 #include "warpgroup.cuh"
@@ -18,7 +18,7 @@ constexpr int kConsumers = 2;  // warpgroups, after that of the producer
 constexpr int kThreads = (1 + kConsumers) * kGroupThreads;
 constexpr int kRows = kConsumers * kGroupRows;
 // Of a thread: together they fit into a multiprocessor's 65,536.
-constexpr uint32_t kProducerRegisters = 24, kConsumerRegisters = 240;
+constexpr uint32_t kProducerRegisters = 32, kConsumerRegisters = 240;
 
 __device__ __forceinline__ void wait_for_phase(const uint64_t& barrier, uint32_t parity) {
   const uint32_t address = ptx::shared_address(&barrier);
@@ -28,21 +28,54 @@ __device__ __forceinline__ void wait_for_phase(const uint64_t& barrier, uint32_t
 
 __device__ __forceinline__ void arrive(uint64_t& barrier) { ptx::mbarrier_arrive(ptx::shared_address(&barrier)); }
 
-// Tiles of kTileRows rows, each with kTerms numbers per row beside it.
-template <typename Element, int kTileRows, int kStages_>
+constexpr uint32_t kGroupTileBytes = kGroupRows * kWidth * 2;
+
+// By one thread: rows of a matrix from `row` on to a tile of `bytes` bytes, whose arrival completes at the barrier.
+__device__ __forceinline__ void load_tile(
+    uint32_t tile, uint32_t bytes, const CUtensorMap* map, int row, int matrix, uint32_t barrier) {
+  for (int panel = 0; panel < kPanels; ++panel) {
+    ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, row, matrix, barrier);
+  }
+}
+
+// Whether tiles that stay while others stream past, a set for every consuming warpgroup, are there or done with.
+struct Residence {
+  uint64_t full[kConsumers], empty[kConsumers];
+
+  // By one thread.
+  __device__ void init() {
+    for (int group = 0; group < kConsumers; ++group) {
+      ptx::mbarrier_init(ptx::shared_address(&full[group]), 1);
+      ptx::mbarrier_init(ptx::shared_address(&empty[group]), kGroupThreads);
+    }
+  }
+  // By the producer; load(barrier) starts copies of `bytes` bytes in all.
+  template <typename Load>
+  __device__ __forceinline__ void fill(int group, uint32_t parity, uint32_t bytes, const Load& load) {
+    if (threadIdx.x == 0) {
+      wait_for_phase(empty[group], parity);
+      const uint32_t barrier = ptx::shared_address(&full[group]);
+      ptx::mbarrier_arrive_expect(barrier, bytes);
+      load(barrier);
+    }
+  }
+};
+
+// Tiles of kTileRows rows, each with Terms beside it. The owner aligns it to 1024 bytes: of its own accord it would
+// also be padded to them, and memory is scarce.
+template <typename Element, int kTileRows, int kStages_, typename Terms>
 struct Ring {
   static constexpr int kStages = kStages_;
   static constexpr uint32_t kBytes = kTileRows * kWidth * sizeof(Element);
 
-  alignas(1024) Element tiles[kStages][kTileRows * kWidth];
-  float bias[kStages][kTileRows];         // added to the scores of the row
-  uint32_t dropout_keys[kStages][kTileRows];
+  Element tiles[kStages][kTileRows * kWidth];
+  alignas(16) Terms terms[kStages];
   uint64_t full[kStages], empty[kStages];
 
   // By one thread.
   __device__ void init() {
     for (int stage = 0; stage < kStages; ++stage) {
-      ptx::mbarrier_init(ptx::shared_address(&full[stage]), 32);
+      ptx::mbarrier_init(ptx::shared_address(&full[stage]), kGroupThreads);
       ptx::mbarrier_init(ptx::shared_address(&empty[stage]), kConsumers * kGroupThreads / 32);
     }
   }
@@ -63,26 +96,28 @@ struct Cursor {
     }
   }
   __device__ uint32_t tile() const { return ptx::shared_address(ring.tiles[stage]); }
+  __device__ auto& terms() const { return ring.terms[stage]; }
 
-  // For all lanes of the producing warp. terms(row, bias, dropout key) sets what stands beside the tile;
-  // then boxes of the map's matrix come from `row` on.
-  template <typename Terms>
-  __device__ __forceinline__ void fill(const CUtensorMap* map, int row, int matrix, int rows, const Terms& terms) {
+  // For all threads of the producer: rows of the map's matrix from `row` on; set(terms, i) sets the i-th of `count`
+  // terms.
+  template <typename Set>
+  __device__ __forceinline__ void fill(const CUtensorMap* map, int row, int matrix, int count, const Set& set) {
     wait_for_phase(ring.empty[stage], parity ^ 1);
-#pragma unroll 1
-    for (int i = lane(); i < rows; i += 32) {
-      terms(i, ring.bias[stage][i], ring.dropout_keys[stage][i]);
+#pragma unroll 1  // the producer has few registers
+    for (int i = threadIdx.x; i < count; i += kGroupThreads) {
+      set(terms(), i);
     }
     const uint32_t full = ptx::shared_address(&ring.full[stage]);
-    if (lane() == 0) {
+    if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect(full, Ring::kBytes);
-      for (int panel = 0; panel < kPanels; ++panel) {
-        ptx::load_box(tile() + panel * (Ring::kBytes / kPanels), map, panel * kPanelColumns, row, matrix, full);
-      }
+      load_tile(tile(), Ring::kBytes, map, row, matrix, full);
     } else {
       ptx::mbarrier_arrive(full);
     }
     advance();
+  }
+  __device__ __forceinline__ void fill(const CUtensorMap* map, int row, int matrix) {
+    fill(map, row, matrix, 0, [](auto&, int) {});
   }
 
   // For consumers: until the tile is there; and when a warp needs it no more.
@@ -99,13 +134,15 @@ struct Cursor {
 // The first warpgroup produces, the others consume; most registers go to those.
 template <class Kernel>
 __device__ __forceinline__ void run_warpgroups(Kernel kernel) {
-  kernel.init();
+  if (threadIdx.x == 0) {
+    kernel.init();
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
   const int group = threadIdx.x / kGroupThreads;
   if (group == 0) {
     ptx::give_registers<kProducerRegisters>();
-    if (threadIdx.x < 32) {
-      kernel.produce();
-    }
+    kernel.produce();
   } else {
     ptx::take_registers<kConsumerRegisters>();
     kernel.consume(group - 1);

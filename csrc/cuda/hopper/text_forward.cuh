@@ -1,10 +1,11 @@
 // The text direction of bi_attention on a Hopper's tensor cores; see ../bi_attention_text_forward.cuh for the maths.
 //
-// A block holds two tiles of 64 text rows, one per consuming warpgroup, while a producer warp brings tiles of image rows
+// A block holds two tiles of 64 text rows, one per consuming warpgroup, while the producer brings tiles of image rows
 // and, after them, of prompts. Each serves both groups, as keys and as values.
 #pragma once
 
 #include "../bi_attention_text_forward.cuh"
+#include "image_tiles.cuh"
 #include "pipeline.cuh"
 
 namespace sdpt_ext::cuda::hopper {
@@ -24,32 +25,21 @@ struct TextForwardParams : cuda::TextForwardParams<Element> {
   CUtensorMap u_map;        // (B, H * L, D) in boxes of 64 rows
 };
 
-// Tiles of kColumns image rows, and after them of prompts, of which prompt k counts as row N + k.
-template <int kColumns>
-struct ImageTiles {
-  const Sizes& shape;
-
-  __device__ int of_image() const { return ceil_div(shape.image, kColumns); }
-  __device__ bool is_prompt(int item) const { return item >= of_image(); }
-  __device__ int first(int item) const {
-    return is_prompt(item) ? shape.image + (item - of_image()) * kColumns : item * kColumns;
-  }
-  __device__ int rows(int item) const {
-    return min(kColumns, shape.image + (is_prompt(item) ? shape.prompts : 0) - first(item));
-  }
-};
-
 template <class Traits>
 struct TextForward {
   using Element = typename Traits::Element;
   using Params = TextForwardParams<Element>;
   static constexpr int kColumns = Traits::kColumns;
   static constexpr int kSums = kRows * kWidth, kSlot = kTextSlot<Traits>;
-  using Image = Ring<Element, kColumns, Traits::kStages>;
+
+  struct ImageTerms {
+    float hidden[kColumns];  // 0, or -infinity for rows that the text does not see
+  };
+  using Image = Ring<Element, kColumns, Traits::kStages, ImageTerms>;
 
   struct Memory {
     alignas(1024) Element queries[kConsumers][kGroupRows * kWidth];
-    Image image;
+    alignas(1024) Image image;
   };
 
   // Of the rows that a thread holds elements of; total and mass are the thread's own parts until the end.
@@ -61,15 +51,9 @@ struct TextForward {
   const Params& p;
   Memory& shared;
 
-  __device__ __forceinline__ void init() {
-    if (threadIdx.x == 0) {
-      shared.image.init();
-      ptx::fence_mbarrier_init();
-    }
-    __syncthreads();
-  }
+  __device__ __forceinline__ void init() { shared.image.init(); }
 
-  // ---- the producing warp
+  // ---- the producing warpgroup
 
   __device__ __forceinline__ void produce() {
     Cursor<Image> cursor(shared.image);
@@ -83,8 +67,8 @@ struct TextForward {
                                   ? nullptr
                                   : p.image.visible + int64_t{batch} * p.shape.image + first;
         cursor.fill(prompt ? &p.prompts_map : &p.image_map, prompt ? first - p.shape.image : first, prompt ? 0 : batch,
-                    kColumns, [&](int i, float& bias, uint32_t&) {
-                      bias = i >= rows || (visible != nullptr && !visible[i]) ? -kInfinity : 0.0f;
+                    kColumns, [&](ImageTerms& terms, int i) {
+                      terms.hidden[i] = i >= rows || (visible != nullptr && !visible[i]) ? -kInfinity : 0.0f;
                     });
       }
     });
@@ -120,16 +104,10 @@ struct TextForward {
 
   __device__ __forceinline__ void load_queries(uint32_t queries, int64_t batch, int first, int barrier) {
     ptx::barrier_sync(barrier, kGroupThreads);  // the last tile is on its way out
-    constexpr int kChunks = kPanelRowBytes / 16;
-    for (int index = threadIdx.x % kGroupThreads; index < kGroupRows * kPanels * kChunks; index += kGroupThreads) {
-      const int chunk = index % (kPanels * kChunks), row = index / (kPanels * kChunks), column = chunk * 8;
-      const int place = (chunk / kChunks * kGroupRows + row) * kPanelRowBytes + (chunk % kChunks * 16 ^ row % 8 * 16);
-      const bool exists = first + row < p.shape.heads * p.shape.text && column < p.shape.width;
-      const Element* source = exists ? p.keys + p.token(batch, first + row) * p.shape.width + column : nullptr;
-      ptx::cp_async(queries + place, source, exists);
-    }
-    ptx::cp_async_wait_all();
-    ptx::fence_async();
+    load_rows<Element>(queries, p.shape.width, [&](int row) -> const Element* {
+      const bool exists = first + row < p.shape.heads * p.shape.text;
+      return exists ? p.keys + p.token(batch, first + row) * p.shape.width : nullptr;
+    });
     ptx::barrier_sync(barrier, kGroupThreads);
   }
 
@@ -150,8 +128,8 @@ struct TextForward {
     begin(scores);
     multiply_transposed<Element>(scores, queries, cursor.tile());
     finish(scores);
-    const float* bias = shared.image.bias[cursor.stage];
-    scores.for_each([&](float& score, int, int column) { score += bias[column]; });
+    const float* hidden = cursor.terms().hidden;
+    scores.for_each([&](float& score, int, int column) { score += hidden[column]; });
     rescale(output, state, scores);
     scores.for_each([&](float& score, int i, int) {
       score = exponential<Element>(score - finite(state.maximum[i]));

@@ -38,12 +38,19 @@ struct Fragment {
   // function(element, row of the thread's two, column)
   template <typename Function>
   __device__ __forceinline__ void for_each(const Function& function) {
+    for_each_pair([&](float& first, float& second, int i, int column) {
+      function(first, i, column);
+      function(second, i, column + 1);
+    });
+  }
+  // function(element, its right neighbour, row of the thread's two, column)
+  template <typename Function>
+  __device__ __forceinline__ void for_each_pair(const Function& function) {
 #pragma unroll
     for (int j = 0; j < kBlocks; ++j) {
 #pragma unroll
       for (int i = 0; i < kRowsPerThread; ++i) {
-        function((*this)(i, j, 0), i, column(j));
-        function((*this)(i, j, 1), i, column(j) + 1);
+        function((*this)(i, j, 0), (*this)(i, j, 1), i, column(j));
       }
     }
   }
@@ -51,6 +58,19 @@ struct Fragment {
     for_each([](float& value, int, int) { ptx::pin(value); });
   }
 };
+
+// function(row of the thread's two, column, the elements there)
+template <typename Function, int kColumns, typename... Others>
+__device__ __forceinline__ void for_each(const Function& function, Fragment<kColumns>& first, Others&... others) {
+#pragma unroll
+  for (int j = 0; j < first.kBlocks; ++j) {
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+      function(i, first.column(j), first(i, j, 0), others(i, j, 0)...);
+      function(i, first.column(j) + 1, first(i, j, 1), others(i, j, 1)...);
+    }
+  }
+}
 
 __device__ __forceinline__ float2 unpack(uint32_t pair, __half) {
   return __half22float2(reinterpret_cast<const __half2&>(pair));
@@ -64,6 +84,11 @@ template <typename Element, int kColumns>
 struct Packed {
   uint32_t pairs[kColumns / 4];
 
+  Packed() = default;
+  __device__ __forceinline__ explicit Packed(Fragment<kColumns>& values) {
+    const float one[kRowsPerThread] = {1.0f, 1.0f};
+    set(values, one);
+  }
   // From values times the factor of their row.
   __device__ __forceinline__ void set(Fragment<kColumns>& values, const float (&factor)[kRowsPerThread]) {
 #pragma unroll
@@ -89,16 +114,17 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leadin
 
 constexpr uint32_t kEightRows = 8 * kPanelRowBytes;
 
-// Around products: begin() hands a fragment over to the tensor cores, finish() waits for it.
+// Around products: begin() hands a fragment over to the tensor cores, finish() waits for it, and for all products but
+// the kPending last ones.
 template <int kColumns>
 __device__ __forceinline__ void begin(Fragment<kColumns>& c) {
   c.pin();
   ptx::wgmma_fence();
 }
 
-template <int kColumns>
+template <int kPending = 0, int kColumns>
 __device__ __forceinline__ void finish(Fragment<kColumns>& c) {
-  ptx::wgmma_wait<0>();
+  ptx::wgmma_wait<kPending>();
   c.pin();
 }
 
@@ -138,6 +164,22 @@ __device__ __forceinline__ void reduce_rows(float (&value)[kRowsPerThread], cons
 }
 
 __device__ __forceinline__ bool speaks_for_row() { return lane() % 4 == 0; }
+
+// Copies 64 rows of `width` columns to a tile (64, 256) and fills it up with zeros. row_of(i) is the address of row i
+// or null. After a barrier products may read the tile.
+template <typename Element, typename RowOf>
+__device__ __forceinline__ void load_rows(uint32_t tile, int width, const RowOf& row_of) {
+  constexpr int kChunks = kPanelRowBytes / 16;
+  for (int index = threadIdx.x % kGroupThreads; index < kGroupRows * kPanels * kChunks; index += kGroupThreads) {
+    const int chunk = index % (kPanels * kChunks), row = index / (kPanels * kChunks), column = chunk * 8;
+    const int place = (chunk / kChunks * kGroupRows + row) * kPanelRowBytes + (chunk % kChunks * 16 ^ row % 8 * 16);
+    const Element* source = row_of(row);
+    const bool exists = source != nullptr && column < width;
+    ptx::cp_async(tile + place, exists ? source + column : nullptr, exists);
+  }
+  ptx::cp_async_wait_all();
+  ptx::fence_async();
+}
 
 // Rounds to a tile (64, 256) and sends it to the rows from `row` on of a matrix; rows that it lacks are left out.
 template <typename Element>

@@ -1,0 +1,335 @@
+// Gradients of the image rows and of the prompts on a Hopper's tensor cores; see ../bi_attention_image_backward.cuh for
+// the maths.
+//
+// A block holds two tiles of 64 rows and of their output gradients, one of each per consuming warpgroup, while the
+// producer brings what the text has of one head after another, chunk by chunk. The gradients of all of a head's scores
+// need its deltas: a head of more than one chunk comes twice, the first time for those alone. Score gradients and
+// weights become operands in registers, so that one accumulator sums over chunks and heads.
+#pragma once
+
+#include "../bi_attention_image_backward.cuh"
+#include "pipeline.cuh"
+
+namespace sdpt_ext::cuda::hopper {
+
+template <typename Element_, int kChunk_, int kStages_>
+struct ImageGradTraits {
+  using Element = Element_;
+  static constexpr int kChunk = kChunk_;  // tokens whose scores are in registers at once
+  static constexpr int kStages = kStages_;
+  static constexpr int kRows = hopper::kRows, kWidth = hopper::kWidth, kThreads = hopper::kThreads;
+};
+
+template <typename Element>
+struct ImageBackwardParams : cuda::ImageBackwardParams<Element> {
+  CUtensorMap x_map, grad_y_map, grad_x_map;     // (B, N, D) in boxes of 64 rows
+  CUtensorMap prompts_map;                       // (1, K, D), the same
+  CUtensorMap keys_map, values_map, grad_u_map;  // (B * H, T or L, D) in boxes of a chunk
+};
+
+template <class Traits>
+struct ImageBackward {
+  using Element = typename Traits::Element;
+  using Params = ImageBackwardParams<Element>;
+  static constexpr int kChunk = Traits::kChunk;
+  static constexpr int kSlot = kImageGradSlot<Traits>;
+
+  struct KeyTerms {
+    float bias[kChunk], lse[kChunk];
+    uint32_t dropout_keys[kChunk];  // of the image
+  };
+  struct GradTerms {
+    float delta[kChunk], grad_mass[kChunk];
+    uint32_t dropout_keys[kChunk];  // of the text
+  };
+  // Beside keys and beside grad_u: there is no room for both.
+  union TokenTerms {
+    KeyTerms keys;
+    GradTerms grads;
+  };
+  using Tokens = Ring<Element, kChunk, Traits::kStages, TokenTerms>;
+  using Scores = Fragment<kChunk>;
+
+  struct Memory {
+    alignas(1024) Element rows[kConsumers][kGroupRows * kWidth];
+    alignas(1024) Element grad_y[kConsumers][kGroupRows * kWidth];
+    alignas(1024) Tokens tokens;
+    Residence residence;  // of rows and grad_y
+  };
+
+  // The two that a thread holds elements of.
+  struct Rows {
+    int row[kRowsPerThread];                           // prompt k counts as row N + k
+    float hidden[kRowsPerThread];                      // 0, or -infinity where the text does not see the row
+    float lse[kRowsPerThread], delta[kRowsPerThread];  // of one head
+  };
+
+  const Params& p;
+  Memory& shared;
+
+  __device__ int chunks() const { return ceil_div(p.shape.tokens, kChunk); }
+
+  __device__ __forceinline__ void init() {
+    shared.residence.init();
+    shared.tokens.init();
+  }
+
+  // ---- the producing warpgroup
+
+  __device__ __forceinline__ void produce() {
+    Cursor<Tokens> cursor(shared.tokens);
+    uint32_t parity = 1;
+    for_each_segment(p.work, [&](const Segment& segment) {
+      const RowTile tile(p.shape, p.work, kRows, segment.tile);
+      for (int group = 0; group < kConsumers; ++group) {
+        load_rows(tile, group, parity);
+      }
+      parity ^= 1;
+      for (int head = segment.begin; head < segment.end; ++head) {
+        load_head(cursor, static_cast<int>(tile.batch) * p.shape.heads + head);
+      }
+    });
+  }
+
+  __device__ __forceinline__ void load_rows(const RowTile& tile, int group, uint32_t parity) {
+    const int batch = static_cast<int>(tile.batch), first = tile.first + group * kGroupRows;
+    shared.residence.fill(group, parity, 2 * kGroupTileBytes, [&](uint32_t barrier) {
+      load_tile(ptx::shared_address(shared.rows[group]),
+                kGroupTileBytes,
+                tile.prompt ? &p.prompts_map : &p.x_map,
+                first,
+                tile.prompt ? 0 : batch,
+                barrier);
+      // Past the image are zeros: prompts have no output.
+      load_tile(ptx::shared_address(shared.grad_y[group]),
+                kGroupTileBytes,
+                &p.grad_y_map,
+                tile.prompt ? p.shape.image : first,
+                batch,
+                barrier);
+    });
+  }
+
+  // head counts over the whole batch.
+  __device__ __forceinline__ void load_head(Cursor<Tokens>& cursor, int head) {
+    const int chunks = this->chunks(), visits = chunks == 1 ? 1 : 2 * chunks;
+#pragma unroll 1  // the producer has few registers
+    for (int visit = 0; visit < visits; ++visit) {
+      const int first = visit % chunks * kChunk;
+      cursor.fill(&p.values_map, first, head);
+      cursor.fill(&p.keys_map, first, head, kChunk, [&](TokenTerms& terms, int i) {
+        const TextTerm<float> term = p.text.load(p.shape, head, first + i);
+        terms.keys.bias[i] = term.bias, terms.keys.lse[i] = term.lse;
+        terms.keys.dropout_keys[i] = dropout_key(kImage, head, first + i);
+      });
+      if (visit + chunks >= visits) {
+        cursor.fill(&p.grad_u_map, first, head, kChunk, [&](TokenTerms& terms, int i) {
+          const TextTerm<float> term = p.text.load(p.shape, head, first + i);
+          terms.grads.delta[i] = term.delta, terms.grads.grad_mass[i] = term.grad_mass;
+          terms.grads.dropout_keys[i] = dropout_key(kText, head, first + i);
+        });
+      }
+    }
+  }
+
+  __device__ __forceinline__ uint32_t dropout_key(Direction direction, int head, int token) const {
+    const int tokens = p.shape.tokens;
+    return p.dropout.key(direction, head * tokens + token, p.shape.batch * p.shape.heads * tokens);
+  }
+
+  // ---- a consuming warpgroup
+
+  __device__ __forceinline__ void consume(int group) {
+    Cursor<Tokens> cursor(shared.tokens);
+    uint32_t parity = 0;
+    for_each_segment(p.work, [&](const Segment& segment) {
+      const RowTile tile(p.shape, p.work, kRows, segment.tile);
+      Rows rows = locate_rows(tile, group);
+      wait_for_phase(shared.residence.full[group], parity);
+      parity ^= 1;
+      Fragment<kWidth> output;
+      output.clear();
+      for (int head = segment.begin; head < segment.end; ++head) {
+        attend(output, rows, cursor, tile.batch * p.shape.heads + head, group);
+      }
+      if (segment.slot >= 0) {
+        store_partial(output, p.partial + segment.slot * kSlot + group * kGroupRows * kWidth);
+      } else if (tile.prompt) {
+        store_prompts(output, tile, group);
+      } else {
+        ptx::barrier_sync(1 + group, kGroupThreads);  // all warps are done with the rows, whose place the result takes
+        store_tile<Element>(output,
+                            shared.rows[group],
+                            &p.grad_x_map,
+                            tile.first + group * kGroupRows,
+                            static_cast<int>(tile.batch),
+                            1 + group);
+      }
+      arrive(shared.residence.empty[group]);
+    });
+    ptx::wait_for_stores();
+  }
+
+  __device__ __forceinline__ Rows locate_rows(const RowTile& tile, int group) {
+    Rows rows;
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+      const int own = group * kGroupRows + row_of(i), place = tile.first + own;
+      rows.row[i] = tile.prompt ? p.shape.image + place : place;
+      const bool masked =
+          in_image(rows.row[i]) && p.visible != nullptr && !p.visible[tile.batch * p.shape.image + place];
+      rows.hidden[i] = own >= tile.count || masked ? -kInfinity : 0.0f;
+    }
+    return rows;
+  }
+
+  __device__ bool in_image(int row) const { return row < p.shape.image; }
+
+  // Adds what flows back through one head. head counts over the whole batch.
+  __device__ __forceinline__ void attend(
+      Fragment<kWidth>& output, Rows& rows, Cursor<Tokens>& cursor, int64_t head, int group) {
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+      rows.lse[i] = in_image(rows.row[i]) ? p.image_lse[head * p.shape.image + rows.row[i]] : kInfinity;
+      rows.delta[i] = 0;
+    }
+    if (chunks() > 1) {
+#pragma unroll 1
+      for (int chunk = 0; chunk < chunks(); ++chunk) {
+        Scores scores, grads;
+        score(scores, grads, rows, cursor, group);
+        add_delta(scores, grads, rows, cursor.terms().keys);
+        cursor.release();
+      }
+      finish_delta(rows, head);
+    }
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks(); ++chunk) {
+      add_chunk(output, rows, cursor, head, group);
+    }
+  }
+
+  __device__ __forceinline__ void add_chunk(
+      Fragment<kWidth>& output, Rows& rows, Cursor<Tokens>& cursor, int64_t head, int group) {
+    Scores scores, grads, text_grads;
+    score(scores, grads, rows, cursor, group);
+    if (chunks() == 1) {
+      add_delta(scores, grads, rows, cursor.terms().keys);
+      finish_delta(rows, head);
+    }
+    differentiate(scores, grads, rows, cursor.terms().keys);
+    Cursor<Tokens> keys = cursor;
+    cursor.advance();
+    cursor.wait();
+    subtract_delta(scores, grads, cursor.terms().grads);
+    apply_dropout(scores, rows, cursor.terms().grads.dropout_keys);
+    begin(text_grads);  // not before: registers are scarce
+    multiply_transposed<Element>(text_grads, ptx::shared_address(shared.rows[group]), cursor.tile());
+    finish(text_grads);
+    add_text(scores, grads, text_grads, cursor.terms().grads);
+    const Packed<Element, kChunk> score_grads(grads), text_weights(scores);
+    begin(output);
+    multiply(output, score_grads, keys.tile());
+    multiply(output, text_weights, cursor.tile());
+    ptx::wgmma_wait<1>();
+    keys.release();
+    finish(output);
+    cursor.release();
+  }
+
+  // The scores of a chunk, and the gradients of its image weights as they were before dropout. Leaves the cursor at the
+  // keys.
+  __device__ __forceinline__ void score(
+      Scores& scores, Scores& grads, const Rows& rows, Cursor<Tokens>& cursor, int group) {
+    Cursor<Tokens> values = cursor;
+    values.wait();
+    begin(grads);
+    multiply_transposed<Element>(grads, ptx::shared_address(shared.grad_y[group]), values.tile());
+    cursor.advance();
+    cursor.wait();
+    begin(scores);
+    multiply_transposed<Element>(scores, ptx::shared_address(shared.rows[group]), cursor.tile());
+    finish<1>(grads);
+    values.release();
+    apply_dropout(grads, rows, cursor.terms().keys.dropout_keys);
+    finish(scores);
+  }
+
+  __device__ __forceinline__ void apply_dropout(Scores& values, const Rows& rows, const uint32_t (&keys)[kChunk]) {
+    if (p.dropout.active()) {
+      values.for_each([&](float& value, int i, int column) { value *= p.dropout.factor(keys[column], rows.row[i]); });
+    }
+  }
+
+  __device__ __forceinline__ void add_delta(Scores& scores, Scores& grads, Rows& rows, const KeyTerms& terms) {
+    for_each(
+        [&](int i, int column, float score, float grad) {
+          rows.delta[i] += exponential<Element>(score + terms.bias[column] - rows.lse[i]) * grad;
+        },
+        scores,
+        grads);
+  }
+
+  __device__ __forceinline__ void finish_delta(Rows& rows, int64_t head) {
+    reduce_rows(rows.delta, Sum{});
+#pragma unroll
+    for (int i = 0; i < kRowsPerThread; ++i) {
+      if (speaks_for_row() && in_image(rows.row[i])) {
+        p.image_delta[head * p.shape.image + rows.row[i]] = rows.delta[i];
+      }
+    }
+  }
+
+  // Gradients of the image's weights become those of the scores, and scores become weights of the text.
+  __device__ __forceinline__ void differentiate(Scores& scores,
+                                                Scores& grads,
+                                                const Rows& rows,
+                                                const KeyTerms& terms) {
+    for_each(
+        [&](int i, int column, float& score, float& grad) {
+          grad = exponential<Element>(score + terms.bias[column] - rows.lse[i]) * (grad - rows.delta[i]);
+          score = exponential<Element>(score + rows.hidden[i] - terms.lse[column]);
+        },
+        scores,
+        grads);
+  }
+
+  // The text direction of the same, before the dropout of its weights and after it.
+  __device__ __forceinline__ void subtract_delta(Scores& weights, Scores& score_grads, const GradTerms& terms) {
+    for_each([&](int, int column, float weight, float& grad) { grad -= weight * terms.delta[column]; },
+             weights,
+             score_grads);
+  }
+  __device__ __forceinline__ void add_text(Scores& weights,
+                                           Scores& score_grads,
+                                           Scores& weight_grads,
+                                           const GradTerms& terms) {
+    for_each(
+        [&](int, int column, float weight, float& grad, float weight_grad) {
+          grad += weight * (weight_grad + terms.grad_mass[column]);
+        },
+        weights,
+        score_grads,
+        weight_grads);
+  }
+
+  __device__ __forceinline__ void store_prompts(Fragment<kWidth>& output, const RowTile& tile, int group) {
+    const int first = group * kGroupRows + row_of(0), rows = tile.count - first, width = p.shape.width;
+    float* target = p.grad_prompts + (tile.batch * p.shape.prompts + tile.first + first) * width;
+    output.for_each_pair([&](float a, float b, int i, int column) {
+      if (8 * i < rows && column < width) {
+        store_pair(target + 8 * i * width + column, a, b);
+      }
+    });
+  }
+};
+
+template <class Traits>
+__global__ void SDPT_EXT_HOPPER_BOUNDS
+image_backward(const __grid_constant__ ImageBackwardParams<typename Traits::Element> params) {
+#ifdef SDPT_EXT_HOPPER
+  run_warpgroups(ImageBackward<Traits>{params, shared_memory<typename ImageBackward<Traits>::Memory>()});
+#endif
+}
+
+}  // namespace sdpt_ext::cuda::hopper
