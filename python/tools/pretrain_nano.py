@@ -2,8 +2,9 @@
 
     python python/tools/pretrain_nano.py --photos DATA/pretrain --work_dir runs/nano --steps 20000 --decay_steps 4000
 
-The state is saved often; the same command resumes from it. The learning rate is constant after a warm-up and falls
-to zero over the last ``--decay_steps`` steps, so a run may be stopped early by resuming with fewer ``--steps``.
+The state is saved often; the same command resumes from it. ``--initial_model nano`` goes on from the shipped model.
+The learning rate is constant after a warm-up and falls to zero over the last ``--decay_steps`` steps, so a run may be
+stopped early by resuming with fewer ``--steps``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sdpt_ext.data.shapes.scenes import SceneOptions
 from sdpt_ext.models import GlipConfig, GlipForObjectDetection, GlipProcessor
 from sdpt_ext.models.glip.assignment import assign_atss
 from sdpt_ext.models.glip.head import HeadOutput, flatten_levels
+from sdpt_ext.models.loading import load_model
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--photos", help="folder of photographs with labelled_categories; without it, scenes only")
     parser.add_argument("--photo_ratio", type=float, default=0.6, help="share of photographs (default: %(default)s)")
     parser.add_argument("--work_dir", type=Path, required=True, help="state, log and the exported model")
+    parser.add_argument("--initial_model", help="nano, or a folder with its like, to go on from (default: none)")
     parser.add_argument("--steps", type=int, default=20000)
     parser.add_argument("--warmup_steps", type=int, default=300)
     parser.add_argument("--decay_steps", type=int, default=4000)
@@ -124,7 +127,8 @@ class Pretraining:
     def __init__(self, options: argparse.Namespace, processor: GlipProcessor) -> None:
         self.options = options
         torch.manual_seed(options.seed)
-        self.model = GlipForObjectDetection(GlipConfig.nano()).train()
+        initial = options.initial_model
+        self.model = (load_model(initial)[0] if initial else GlipForObjectDetection(GlipConfig.nano())).train()
         # Windows of 64 tokens are too small for the fused attention to pay on a CPU.
         self.model.backbone.body.set_attn_implementation("eager")
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay))

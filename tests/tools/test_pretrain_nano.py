@@ -17,8 +17,8 @@ from distillation import FeatureDistillation
 from sdpt_ext.models.loading import load_model
 
 
-def pretrain(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    flags = ["--steps", steps, "--decay_steps", 1, "--batch_size", 2, "--short_sides", 96, "--workers", 0]
+def pretrain(folder: Path, steps: int, monkeypatch: pytest.MonkeyPatch, *more: Any) -> dict[str, Any]:
+    flags = ["--steps", steps, "--decay_steps", 1, "--batch_size", 2, "--short_sides", 96, "--workers", 0, *more]
     monkeypatch.setattr(sys, "argv", ["pretrain_nano.py", "--work_dir", str(folder), *map(str, flags)])
     pretrain_nano.main()
     return torch.load(folder / "state.pt", weights_only=True)
@@ -34,6 +34,13 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path: Path, monkeypa
     model, processor = load_model(tmp_path / "resumed" / "nano")
     assert model.config.hidden_size == 64
     assert processor.config.shortest_edge == 256
+
+
+def test_a_run_goes_on_from_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(tmp_path, 1, monkeypatch, "--initial_model", "nano", "--learning_rate", 0)
+    shipped = load_model("nano")[0].state_dict()
+    for name, value in load_model(tmp_path / "nano")[0].state_dict().items():
+        assert torch.equal(value, shipped[name]), name
 
 
 def test_distillation_is_one_for_a_blind_student_and_zero_for_the_teacher_itself() -> None:
