@@ -1,12 +1,13 @@
 """Runs a CUDA kernel on a tiny problem before it is trusted: on this device, for this dtype, once per process.
 
 The kernels are proven in a simulator. Should a device, a driver or a compiler make one of them fail all the same, the
-PyTorch path takes over, and nobody gets wrong numbers.
+PyTorch path takes over, and nobody gets wrong numbers. A Hopper's own kernels first make way for those of every device.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,16 @@ def failure(op_name: str, device: str, dtype: torch.dtype) -> str | None:
 # Of several devices of one kind the current one answers for all.
 @functools.cache
 def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> str | None:
+    problem = _trial(op_name, kind, device_type, dtype)
+    if problem is None or op_name != "bi_attention" or not torch.ops.sdpt_ext.allow_hopper_kernels(False):
+        return problem
+    if _trial(op_name, kind, device_type, dtype) is not None:
+        return f"{problem}; if every CUDA call fails from now on, restart with SDPT_EXT_CUDA_CAPABILITY=portable"
+    warnings.warn(f"sdpt_ext: {problem}; the slower one for every GPU takes its place", RuntimeWarning, stacklevel=2)
+    return None
+
+
+def _trial(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> str | None:
     where = f"the {op_name} kernel for {dtype} on {kind}"
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
         try:
@@ -60,9 +71,16 @@ def _with_gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> list[T
 
 
 def _bi_attention(draw: _Draw, backend: str) -> list[Tensor]:
+    """Every version of the kernels: narrow and wide, for captions of every length that there is one for."""
+    sizes = [(32, 19), (256, 19), (256, 60), (256, 150)]
+    return [result for width, tokens in sizes for result in _bi_attention_of(draw, width, tokens, backend)]
+
+
+def _bi_attention_of(draw: _Draw, width: int, tokens: int, backend: str) -> list[Tensor]:
     from sdpt_ext.ops import bi_attention
 
-    x, keys, values, prompts = draw(2, 75, 32), draw(2, 2, 19, 32) / 4, draw(2, 2, 19, 32), draw(3, 32)
+    x, keys, values = draw(2, 75, width), draw(2, 2, tokens, width) / width**0.5, draw(2, 2, tokens, width)
+    prompts = draw(3, width)
     leaves = [tensor.requires_grad_() for tensor in (x, keys, values, prompts)]
     bias = torch.zeros_like(keys[..., 0]).detach()
     outputs = bi_attention(x, keys, bias, values, prompts, num_text=17, dropout_p=0.1, seed=1, backend=backend)

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../ops.h"
+#include "capability.h"
 
 #ifndef SDPT_EXT_DEVICE_KEY
 #define SDPT_EXT_DEVICE_KEY CUDA
@@ -10,6 +11,12 @@
 // That it exists tells Python which kind of device these kernels serve. Nothing calls it.
 STABLE_TORCH_LIBRARY_FRAGMENT(sdpt_ext, m) {
   m.def("cuda_kernels_on_" C10_STRINGIZE(SDPT_EXT_DEVICE_KEY) "() -> ()");
+  // -> what held before. Python takes a Hopper's own kernels away where they prove to be wrong.
+  m.def("allow_hopper_kernels(bool allowed) -> bool");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, CompositeExplicitAutograd, m) {
+  m.impl("allow_hopper_kernels", TORCH_BOX(&sdpt_ext::cuda::allow_hopper_kernels));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, SDPT_EXT_DEVICE_KEY, m) {

@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
-OPERATORS = ["test_deform_conv.py", "test_nms.py"]
+OPERATORS = sorted(path.name for path in (ROOT / "tests" / "ops").glob("test_*.py"))
 
 
 @pytest.mark.parametrize("tests", OPERATORS)

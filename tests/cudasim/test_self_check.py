@@ -1,4 +1,5 @@
-"""A CUDA kernel that is broken is found out on its first use, named in one warning, and replaced."""
+"""A CUDA kernel that is broken is found out on its first use, named in one warning, and replaced: by one that runs on
+every GPU if there is one, else by PyTorch."""
 
 from __future__ import annotations
 
@@ -23,6 +24,28 @@ for _ in range(2):
 print(kept.tolist())
 """
 
+ATTEND = """
+import torch
+from sdpt_ext import _self_check
+from sdpt_ext.ops import bi_attention
+from tests.cudasim import simulator
+
+cudasim, solve = simulator.load(), _self_check._solve
+
+def solve_badly(op_name, device_type, dtype, backend):
+    results = solve(op_name, device_type, dtype, backend)
+    broken = {broken} and backend == "ext" and any("hopper" in launch["kernel"] for launch in cudasim.launches())
+    cudasim.reset()
+    return [-result for result in results] if broken else results
+
+_self_check._solve = solve_badly
+x, keys, values = (torch.ones(1, *sizes, 256).bfloat16() for sizes in ((70,), (2, 5), (2, 5)))
+for _ in range(2):
+    y, u = bi_attention(x, keys, torch.zeros(1, 2, 5), values)
+    torch.testing.assert_close((y, u), (2 * x, keys), rtol=0.01, atol=0)
+print(sorted({{"hopper" in launch["kernel"] for launch in cudasim.launches()}}))
+"""
+
 
 def library_with(folder: Path, right: str, wrong: str) -> Path:
     """Suppression alone, with a text of its source replaced."""
@@ -40,6 +63,18 @@ def library_with(folder: Path, right: str, wrong: str) -> Path:
     return simulator.build(sources)
 
 
+def run(program: str, library: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "SDPT_EXT_LIBRARY": str(library),
+        "SDPT_EXT_BACKEND": "auto",
+        "PYTHONPATH": str(simulator.ROOT),
+        **environment,
+    }
+    command = [sys.executable, "-W", "always", "-c", program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "warning"),
     [
@@ -52,14 +87,21 @@ def library_with(folder: Path, right: str, wrong: str) -> Path:
     ],
 )
 def test_broken_kernel_is_named_and_replaced(right: str, wrong: str, warning: str, tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "SDPT_EXT_LIBRARY": str(library_with(tmp_path, right, wrong)),
-        "SDPT_EXT_BACKEND": "auto",
-        "PYTHONPATH": str(simulator.ROOT),
-    }
-    command = [sys.executable, "-W", "always", "-c", SUPPRESS]
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = run(SUPPRESS, library_with(tmp_path, right, wrong))
     assert result.stdout.strip() == "[1, 2]", result.stderr
     assert result.stderr.count("RuntimeWarning: sdpt_ext: running the slower PyTorch path") == 1
     assert warning in result.stderr
+
+
+@pytest.mark.parametrize(("broken", "hopper"), [(False, True), (True, False)])
+def test_broken_kernel_of_a_hopper_makes_way_for_the_portable_one(broken: bool, hopper: bool) -> None:
+    result = run(ATTEND.format(broken=broken), simulator.build())
+    assert result.stdout.strip() == f"[{hopper}]", result.stderr
+    named = "the bi_attention kernel for torch.bfloat16 on cpu gives wrong numbers; the slower one"
+    assert result.stderr.count("RuntimeWarning: sdpt_ext:") == result.stderr.count(named) == int(broken)
+
+
+def test_environment_keeps_a_hoppers_own_kernels_out() -> None:
+    result = run(ATTEND.format(broken=True), simulator.build(), SDPT_EXT_CUDA_CAPABILITY="portable")
+    assert result.stdout.strip() == "[False]", result.stderr
+    assert "RuntimeWarning: sdpt_ext:" not in result.stderr

@@ -19,7 +19,7 @@ from sdpt_ext.ops import bi_attention, folded_bi_attention
 from sdpt_ext.ops.bi_attention import add_bi_attention_
 from sdpt_ext.ops.dropout import TO_IMAGE, TO_TEXT, Dropout
 
-from .backends import BACKENDS, needs_library
+from .backends import BACKENDS, DEVICE, needs_library
 
 BATCH, HEADS, TOKENS, WIDTH, POSITIONS, PROMPTS = 2, 3, 7, 8, 11, 4
 
@@ -44,7 +44,7 @@ def tensors(
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(DEVICE)
 
     bias = draw(batch, heads, tokens)
     bias[:1, :, tokens // 2 : tokens // 2 + 1] = -torch.inf
@@ -147,7 +147,8 @@ def test_random_sizes(backend: str, data: st.DataObject) -> None:
     batch, positions, tokens = *inputs["x"].shape[:2], inputs["keys"].shape[2]
     options: dict[str, Any] = {"num_text": size(0, tokens), "dropout_p": data.draw(st.sampled_from([0.0, 0.3]))}
     if data.draw(st.booleans()):
-        options["image_mask"] = torch.rand(batch, positions, generator=torch.Generator().manual_seed(1)) > 0.3
+        numbers = torch.rand(batch, positions, generator=torch.Generator().manual_seed(1), device="cpu")
+        options["image_mask"] = numbers.to(DEVICE) > 0.3
     expected = with_gradients(textbook, inputs, **options)
     for value, reference in zip(with_gradients(ours, inputs, backend=backend, **options), expected):
         torch.testing.assert_close(value, reference, rtol=1e-9, atol=1e-9)
@@ -202,7 +203,7 @@ def test_opcheck(dtype: torch.dtype, prompts: int | None) -> None:
 
 
 needs_addition = pytest.mark.skipif(
-    not _library.has_kernel("bi_attention_add_", "cpu"), reason="no kernel adds in place here"
+    not _library.has_kernel("bi_attention_add_", DEVICE), reason="no kernel adds in place here"
 )
 
 
@@ -241,6 +242,7 @@ def test_addition_refuses_what_it_cannot_write_ext() -> None:
 
 
 @needs_library
+@pytest.mark.skipif(DEVICE != "cpu", reason="they are of CPUs")
 @pytest.mark.skipif("SDPT_EXT_LIBRARY" in os.environ, reason="another library may not hold these variants")
 @pytest.mark.parametrize("capability", ["generic", "avx2", "avx512"])
 def test_lesser_instruction_sets(capability: str) -> None:
@@ -302,7 +304,7 @@ def test_empty_and_single(backend: str, batch: int, positions: int, tokens: int)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_computes_in_low_precision(backend: str) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         y, u = bi_attention(**tensors(torch.float32), backend=backend)
     assert y.dtype == u.dtype == torch.bfloat16
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from .backends import needs_library
+from .backends import DEVICE, needs_library
 from .test_bi_attention import ours, tensors, textbook, with_gradients
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
     needs_library,
     pytest.mark.skipif(DEVICE == "cpu" and "cudasim" not in sys.modules, reason="needs a GPU or the simulator"),
@@ -39,10 +38,9 @@ EVERYTHING: dict[str, Any] = {"dropout_p": 0.2, "seed": 2**40 + 3}
 
 def inputs_of(dtype: torch.dtype, sizes: dict[str, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Inputs, and options that leave no part of the kernels out."""
-    inputs = {name: value.to(DEVICE) for name, value in tensors(dtype, **sizes).items()}
-    seen = torch.arange(sizes["batch"] * sizes["positions"], device=DEVICE) % 3 > 0
+    seen = torch.arange(sizes["batch"] * sizes["positions"]) % 3 > 0
     mask = seen.view(sizes["batch"], sizes["positions"])
-    return inputs, {**EVERYTHING, "image_mask": mask, "num_text": (sizes["tokens"] + 1) // 2}
+    return tensors(dtype, **sizes), {**EVERYTHING, "image_mask": mask, "num_text": (sizes["tokens"] + 1) // 2}
 
 
 def assert_no_worse_than_plain(inputs: dict[str, Tensor], options: dict[str, Any]) -> None:

@@ -2,14 +2,15 @@
 #pragma once
 
 #include "../bi_attention_launch.cuh"
+#include "../capability.h"
 #include "pipeline.cuh"
 
 namespace sdpt_ext::cuda::hopper {
 
-// Whether the device can run the kernel and the build holds it.
+// Whether the device can and may run the kernel and the build holds it.
 template <class Kernel, typename Params>
 bool runs(void (*kernel)(Params)) {
-  if (attribute(cudaDevAttrComputeCapabilityMajor) != 9 || !fits<Kernel>()) {
+  if (!hopper_kernels_allowed() || attribute(cudaDevAttrComputeCapabilityMajor) != 9 || !fits<Kernel>()) {
     return false;
   }
   cudaFuncAttributes attributes{};
