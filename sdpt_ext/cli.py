@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import torch
 
 if TYPE_CHECKING:
-    from .models.glip.modeling import GlipForObjectDetection
     from .models.glip.processing import GlipProcessor
+    from .models.loading import Detector
 
 _Params = ParamSpec("_Params")
 _Result = TypeVar("_Result")
@@ -63,8 +63,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="nano",
         metavar="NAME",
-        help="nano (shipped, runs on a CPU), glip-tiny, glip-large, a folder written by save_pretrained, or a Hub id "
-        "(default: %(default)s)",
+        help="nano (shipped, runs on a CPU), glip-tiny, glip-large, or a folder or Hub id of a GLIP or (MM) Grounding "
+        "DINO (default: %(default)s)",
     )
     group.add_argument(
         "--checkpoint", metavar="FILE", help="official GLIP checkpoint (.pth) for glip-tiny or glip-large"
@@ -101,7 +101,7 @@ def fraction(text: str) -> float:
     return value
 
 
-def load_detector(arguments: argparse.Namespace) -> tuple[GlipForObjectDetection, GlipProcessor]:
+def load_detector(arguments: argparse.Namespace) -> tuple[Detector, GlipProcessor]:
     """The model, in eval mode on its device, and the processor that `add_model_arguments` describes."""
     from .models.glip.processing import CONFIG_NAME, ProcessorConfig
     from .models.loading import load_model

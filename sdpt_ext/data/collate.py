@@ -32,7 +32,7 @@ class TrainCollator:
         processor(text=self.class_names)
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """pixel_values, input_ids, attention_mask and labels of some items."""
+        """What the model takes, and the labels, of some items."""
         edges, flips = zip(*(self._draw(item) for item in items), strict=True)
         batch = self.processor(
             images=[item["image"] for item in items],
@@ -41,7 +41,7 @@ class TrainCollator:
             shortest_edges=edges,
             flips=flips,
         )
-        return {key: batch[key] for key in ("pixel_values", "input_ids", "attention_mask", "labels")}
+        return {key: batch[key] for key in (*self.processor.model_input_names, "labels")}
 
     def _draw(self, item: Mapping[str, Any]) -> tuple[int, bool]:
         config = self.processor.config

@@ -70,8 +70,11 @@ def detect(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[d
     device = next(model.parameters()).device
     # No class stands behind the longest caption.
     read = longest_caption(batch["attention_mask"])
-    captions = {name: batch[name][:, :read].to(device) for name in ("input_ids", "attention_mask")}
-    outputs = model(pixel_values=batch["pixel_values"].to(device), **captions)
+    inputs = {name: batch[name].to(device) for name in processor.model_input_names}
+    captions = {
+        name: inputs[name][:, :read] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs
+    }
+    outputs = model(**inputs | captions)
     return processor.post_process_object_detection(
         outputs, batch["label_to_tokens"], batch["image_sizes"], batch["original_sizes"]
     )

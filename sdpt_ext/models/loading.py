@@ -1,26 +1,40 @@
-"""Models and their processors by name: the shipped nano, official GLIP sizes, folders and hub repositories."""
+"""Models and their processors by name: the shipped nano, official GLIP sizes, folders and hub repositories of GLIP,
+Grounding DINO and MM Grounding DINO."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
+from transformers import GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection, PreTrainedModel
 
 from sdpt_ext.assets import ASSETS
 
 from .glip import GlipConfig, GlipForObjectDetection, GlipProcessor
+from .grounding_dino import GroundingDino
+from .grounding_dino_processing import GroundingDinoDetectionProcessor
+
+Detector: TypeAlias = GlipForObjectDetection | GroundingDino
+"""A model that the commands tune, measure and run."""
 
 _OFFICIAL = {"glip-tiny": GlipConfig.tiny, "glip-large": GlipConfig.large}
 
 
-def load_model(name: str | Path, checkpoint: str | Path | None = None) -> tuple[GlipForObjectDetection, GlipProcessor]:
+_CLASSES: dict[str, type[PreTrainedModel]] = {
+    GlipConfig.model_type: GlipForObjectDetection,
+    "grounding-dino": GroundingDinoForObjectDetection,
+    "mm-grounding-dino": MMGroundingDinoForObjectDetection,
+}
+
+
+def load_model(name: str | Path, checkpoint: str | Path | None = None) -> tuple[Detector, GlipProcessor]:
     """Load a detector in evaluation mode together with its processor.
 
     Args:
-        name: "nano" (shipped), "glip-tiny" or "glip-large" (need ``checkpoint``), a folder that ``save_pretrained``
-            wrote, or a repository of the Hugging Face hub.
+        name: "nano" (shipped), "glip-tiny" or "glip-large" (need ``checkpoint``), or a folder that ``save_pretrained``
+            wrote or a repository of the Hugging Face hub, with a GLIP or a (MM) Grounding DINO.
         checkpoint: an official GLIP checkpoint (.pth) for "glip-tiny" and "glip-large".
 
     Raises:
@@ -43,21 +57,25 @@ def load_model(name: str | Path, checkpoint: str | Path | None = None) -> tuple[
     return _load_folder(name)
 
 
-def _load_folder(source: str) -> tuple[GlipForObjectDetection, GlipProcessor]:
+def _load_folder(source: str) -> tuple[Detector, GlipProcessor]:
     values, _ = GlipConfig.get_config_dict(source)
     model_type = values.get("model_type")
-    if model_type != GlipConfig.model_type:
-        raise ValueError(f"{source} holds a model of type {model_type!r}, not a GLIP ({GlipConfig.model_type!r})")
+    if model_type not in _CLASSES:
+        raise ValueError(f"{source} holds a model of type {model_type!r}, not one of {', '.join(_CLASSES)}")
     try:
-        loaded: Any = GlipForObjectDetection.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = _CLASSES[model_type].from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"the weights in {source} are damaged or do not fit its config.json: {error}") from error
     model, report = loaded
-    problems = {kind: keys for kind, keys in report.items() if keys and kind.endswith("keys")}
+    # What transformers' own models leave over is theirs to judge.
+    kinds = ("missing_keys", "mismatched_keys", *(("unexpected_keys",) if model_type == GlipConfig.model_type else ()))
+    problems = {kind: report[kind] for kind in kinds if report.get(kind)}
     if problems:
         listed = "\n".join(f"{kind}: {', '.join(map(str, sorted(keys)))}" for kind, keys in problems.items())
         raise ValueError(f"the weights in {source} do not fit its config.json:\n{listed}")
-    return model.eval(), GlipProcessor.from_pretrained(source)
+    if model_type == GlipConfig.model_type:
+        return model.eval(), GlipProcessor.from_pretrained(source)
+    return model.eval(), GroundingDinoDetectionProcessor.from_pretrained(source, model.config.max_text_len)
 
 
-__all__ = ["load_model"]
+__all__ = ["Detector", "load_model"]

@@ -26,7 +26,8 @@ class RunArguments:
     _argument_group_name = "model, data and method"
 
     model: str = field(
-        default="nano", metadata={"help": "nano | glip-tiny | glip-large | a saved model's folder | a Hub id."}
+        default="nano",
+        metadata={"help": "nano | glip-tiny | glip-large | a folder or Hub id of a GLIP or (MM) Grounding DINO."},
     )
     checkpoint: str | None = field(
         default=None, metadata={"help": "Official GLIP checkpoint (.pth) for glip-tiny or glip-large."}

@@ -103,8 +103,16 @@ class _Run:
             )
 
     def cached_features(self) -> contextlib.AbstractContextManager[None]:
-        """The backbone with its cache, if the run has one."""
-        options, backbone = self.options, self.model.backbone
+        """The backbone with its cache, if the run has one.
+
+        Raises:
+            ValueError: a cache was asked for and the model's backbone can't have one.
+        """
+        options, backbone = self.options, getattr(self.model, "backbone", None)
+        if backbone is None:
+            if options.cache_features not in ("auto", "off"):
+                raise ValueError(f"--cache_features {options.cache_features} needs a GLIP; set it to off")
+            return contextlib.nullcontext()
         trains = any(parameter.requires_grad for parameter in backbone.parameters())
         if options.cache_features == "auto":
             if trains or self.training.device.type != "cpu":

@@ -15,7 +15,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from sdpt_ext.evaluation.inference import evaluate_model
-from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
+from sdpt_ext.models.glip import GlipProcessor
+from sdpt_ext.models.loading import Detector
 from sdpt_ext.training.callbacks import LossProgressCallback
 from sdpt_ext.training.disk import removed_on_error
 from sdpt_ext.training.weights import load_weights, save_weights
@@ -37,7 +38,7 @@ class DetectionTrainer(Trainer):
 
     def __init__(
         self,
-        model: GlipForObjectDetection,
+        model: Detector,
         args: TrainingArguments,
         *,
         method: str,
@@ -128,8 +129,8 @@ class DetectionTrainer(Trainer):
         load_weights(self._bare_model(), self.method, Path(state.best_model_checkpoint or checkpoint))
         return True
 
-    def _bare_model(self) -> GlipForObjectDetection:
-        model: GlipForObjectDetection = self.accelerator.unwrap_model(self.model)
+    def _bare_model(self) -> Detector:
+        model: Detector = self.accelerator.unwrap_model(self.model)
         return model
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdpt_ext.data.atomic import replacing
-from sdpt_ext.models.glip import GlipForObjectDetection, GlipProcessor
+from sdpt_ext.models.glip import GlipProcessor
+from sdpt_ext.models.loading import Detector
 from sdpt_ext.training.disk import clear_write_errors, whole_folder
 from sdpt_ext.tuners import load_adapter, save_adapter
 
@@ -19,7 +20,7 @@ TRAINED_WEIGHTS = "trained_weights.safetensors"
 MODEL_FOLDER = "model"
 
 
-def save_weights(model: GlipForObjectDetection, method: str, folder: Path) -> None:
+def save_weights(model: Detector, method: str, folder: Path) -> None:
     """Write what `method` trains: an adapter, or else the tensors that require gradients."""
     with clear_write_errors(folder):
         if method in ADAPTER_METHODS:
@@ -29,7 +30,7 @@ def save_weights(model: GlipForObjectDetection, method: str, folder: Path) -> No
             save_file({name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}, temporary)
 
 
-def load_weights(model: GlipForObjectDetection, method: str, folder: Path) -> None:
+def load_weights(model: Detector, method: str, folder: Path) -> None:
     """Read back what `save_weights` wrote into a model tuned in the same way.
 
     Raises:
@@ -49,7 +50,7 @@ def load_weights(model: GlipForObjectDetection, method: str, folder: Path) -> No
     _copy(saved, _trained(model), path)
 
 
-def export_weights(model: GlipForObjectDetection, processor: GlipProcessor, method: str, folder: Path) -> None:
+def export_weights(model: Detector, processor: GlipProcessor, method: str, folder: Path) -> None:
     """Write the result of a run into `folder`: the adapter and its image size, or model and processor in "model"."""
     if method in ADAPTER_METHODS:
         save_weights(model, method, folder)
@@ -60,7 +61,7 @@ def export_weights(model: GlipForObjectDetection, processor: GlipProcessor, meth
         processor.save_pretrained(partial)
 
 
-def _trained(model: GlipForObjectDetection) -> dict[str, Tensor]:
+def _trained(model: Detector) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 

@@ -95,7 +95,7 @@ def test_missing_weights_are_listed(saved: Path, tmp_path: Path) -> None:
 
 def test_other_architectures_are_refused(tmp_path: Path) -> None:
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'bert', not a GLIP"):
+    with pytest.raises(ValueError, match="'bert', not one of sdpt_glip, grounding-dino"):
         load_model(tmp_path)
 
 

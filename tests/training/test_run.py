@@ -15,12 +15,15 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdpt_ext import evaluate
 from sdpt_ext.cli import add_model_arguments, load_detector
 from sdpt_ext.evaluation.coco import SUMMARY
 from sdpt_ext.models.glip import GlipForObjectDetection
 from sdpt_ext.models.loading import load_model
 from sdpt_ext.training.trainer import DetectionTrainer
 from sdpt_ext.tuners import load_adapter
+
+from ..models.test_grounding_dino_processing import save_host
 
 Train = Callable[..., None]
 
@@ -234,3 +237,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         train(tmp_path, "--max_steps", 4, "--learning_rate", "1e30", "--max_grad_norm", 0, "--method", "full")
     assert stop.value.code == 2
     assert "lower --learning_rate" in capsys.readouterr().err
+
+
+def test_grounding_dino_is_tuned_and_measured_as_glip_is(train: Train, tmp_path: Path, data_folder: Path) -> None:
+    host, output = save_host(tmp_path / "host"), tmp_path / "run"
+    flags = ("--max_steps", 3, "--eval_steps", 2, "--gate", "zero", "--num_tokens", 2)
+    train(output, "--model", host, *flags)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["trainable_params"] == 2 * (2 * 48 + 2)
+    assert "AP50" in metrics["tuned"]
+    trained = weights(output)
+    assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if name.endswith("gate"))
+
+    command = ["--model", str(host), "--adapter", str(output), "--data", str(data_folder)]
+    evaluate.main([*command, "--output_dir", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["AP"] == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "cached", "--model", host, "--max_steps", 1, "--cache_features", tmp_path / "cache")

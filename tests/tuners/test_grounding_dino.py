@@ -31,7 +31,9 @@ def random_host(model_class: type[PreTrainedModel], dtype: torch.dtype = torch.f
     backbone = SwinConfig(
         embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 2), window_size=4, out_indices=[2, 3, 4]
     )
-    text = BertConfig(vocab_size=1100, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    text = BertConfig(
+        vocab_size=30522, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     small = {
         "d_model": 32,
         "encoder_layers": 2,

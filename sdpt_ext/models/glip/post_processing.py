@@ -58,7 +58,7 @@ def post_process_detections(
     detections = []
     with torch.autocast(logits.device.type, enabled=False):
         for index, (tokens, size) in enumerate(zip(label_to_tokens, image_sizes, strict=True)):
-            labels, averaging = _class_averaging(tokens, logits[index])
+            labels, averaging = class_averaging(tokens, logits[index])
             scores, columns, boxes = _candidates(
                 logits[index].sigmoid() @ averaging,
                 box_deltas[index],
@@ -74,7 +74,7 @@ def post_process_detections(
     return detections
 
 
-def _class_averaging(label_to_tokens: Mapping[int, Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor]:
+def class_averaging(label_to_tokens: Mapping[int, Sequence[int]], logits: Tensor) -> tuple[Tensor, Tensor]:
     """Labels (C,) of the classes that have tokens, and the (T, C) matrix that averages over these."""
     num_tokens = logits.shape[-1]
     classes = [(label, list(tokens)) for label, tokens in sorted(label_to_tokens.items()) if len(tokens) > 0]
@@ -124,4 +124,4 @@ def _within_limit(sorted_scores: Tensor, limit: int) -> Tensor:
     return sorted_scores >= sorted_scores[limit - 1]
 
 
-__all__ = ["post_process_detections"]
+__all__ = ["class_averaging", "post_process_detections"]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tokenizers import Encoding
 from torch import Tensor
-from transformers import BatchFeature, BertTokenizer
+from transformers import BatchFeature, BertTokenizer, PreTrainedTokenizerBase
 from transformers.models.bert.tokenization_bert import load_vocab
 from transformers.utils import cached_file
 
@@ -113,9 +113,14 @@ class GlipProcessor:
     Example:
         >>> processor = GlipProcessor.nano()
         >>> inputs = processor(images=image, text=["raccoon", "traffic light"])
+
+    Attributes:
+        model_input_names: the tensors of a batch that the model takes.
     """
 
-    def __init__(self, tokenizer: BertTokenizer, config: ProcessorConfig | None = None) -> None:
+    model_input_names: tuple[str, ...] = ("pixel_values", "input_ids", "attention_mask")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ProcessorConfig | None = None) -> None:
         self.tokenizer = tokenizer
         self.config = config or ProcessorConfig()
         self._warned_names: set[str] = set()
@@ -207,8 +212,12 @@ class GlipProcessor:
 
     def _process_text(self, names: Sequence[Sequence[str]], padding: str) -> dict[str, Any]:
         # One caption is often shared by the whole batch.
-        captions = {tuple(group): build_caption(group) for group in names}
+        captions = {tuple(group): self.build_caption(group) for group in names}
         return self.encode_captions([captions[tuple(group)] for group in names], padding)
+
+    def build_caption(self, names: Sequence[str]) -> Caption:
+        """The caption that asks for some classes."""
+        return build_caption(names)
 
     def encode_captions(self, captions: Sequence[Caption], padding: str = "longest") -> dict[str, Any]:
         """input_ids and attention_mask (B, T), and label_to_tokens per caption."""
@@ -231,7 +240,7 @@ class GlipProcessor:
 
     def count_tokens(self, names: Sequence[str]) -> int:
         """Tokens of the caption of these names, special tokens included."""
-        return len(self.tokenizer(build_caption(names).text)["input_ids"])
+        return len(self.tokenizer(self.build_caption(names).text)["input_ids"])
 
     def _check_length(self, caption: Caption, tokens: int) -> None:
         limit = self.config.max_text_tokens
