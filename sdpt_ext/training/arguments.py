@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from sdpt_ext.data.sources import DEFAULT_SOURCE
-from sdpt_ext.tuners import METHODS, SDPTConfig
+from sdpt_ext.tuners import METHODS, Config, LoRAConfig, SDPTConfig
 from sdpt_ext.tuners.sdpt import Init, TextPrompts
 
 
@@ -70,6 +70,7 @@ class RunArguments:
             "equals the zero-shot model exactly (default for nano: zero)."
         },
     )
+    rank: int = field(default=8, metadata={"help": "LoRA: rank of the updates."})
     host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})
     cache_features: str = field(
         default="auto",
@@ -84,15 +85,17 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "shots", "max_val_images"):
+        for name in ("num_tokens", "rank", "shots", "max_val_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
         if self.image_size != "auto" and not (self.image_size.isdecimal() and int(self.image_size) >= 32):
             raise ValueError(f"--image_size is {self.image_size}; it must be auto or a number of pixels, at least 32")
 
-    def tuning_config(self) -> SDPTConfig:
+    def tuning_config(self) -> Config:
         """The options of `sdpt_ext.tuners.apply_method`."""
+        if self.method == "lora":
+            return LoRAConfig(rank=self.rank, alpha=2.0 * self.rank, host_dropout=self.host_dropout)
         return SDPTConfig(
             num_tokens=self.num_tokens,
             layers=None if self.layers is None else tuple(self.layers),

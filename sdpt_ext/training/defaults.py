@@ -34,6 +34,7 @@ SHARED: dict[str, Any] = {
 
 BY_METHOD: dict[str, dict[str, Any]] = {
     "sdpt": {"learning_rate": 5e-2, "weight_decay": 0.0},
+    "lora": {"learning_rate": 1e-3, "weight_decay": 0.0},
     "full": {"learning_rate": 1e-4},
     "linear_probe": {"learning_rate": 1e-3},
     "bitfit": {"learning_rate": 1e-3, "weight_decay": 0.0},
@@ -52,6 +53,7 @@ BY_DATA: dict[str, dict[str, Any]] = {
 # do not compete with its few tokens for attention learn raccoon, bccd and aquarium better in the same number of steps.
 FOR_NANO: dict[str, dict[str, Any]] = {
     "sdpt": {"learning_rate": 0.4, "gate": "zero"},
+    "lora": {"learning_rate": 5e-3},
     "full": {"learning_rate": 5e-4},
     "linear_probe": {"learning_rate": 5e-3},
     "bitfit": {"learning_rate": 5e-3},

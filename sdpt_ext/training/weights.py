@@ -14,8 +14,8 @@ from sdpt_ext.models.glip import GlipProcessor
 from sdpt_ext.models.loading import Detector
 from sdpt_ext.training.disk import clear_write_errors, whole_folder
 from sdpt_ext.tuners import load_adapter, save_adapter
+from sdpt_ext.tuners.adapter import ADAPTER_METHODS
 
-ADAPTER_METHODS = ("sdpt",)
 TRAINED_WEIGHTS = "trained_weights.safetensors"
 MODEL_FOLDER = "model"
 

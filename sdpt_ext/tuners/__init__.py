@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
 from . import baselines
 from .adapter import adapter_disabled, load_adapter, save_adapter
 from .freezing import trainable_parameters
+from .lora import LoRAConfig, lora
 from .sdpt import Model, SDPTConfig, tune
 
-METHODS: dict[str, Callable[[Any, SDPTConfig], object]] = {
+Config: TypeAlias = SDPTConfig | LoRAConfig
+
+METHODS: dict[str, Callable[[Any, Any], object]] = {
     "sdpt": tune,
+    "lora": lora,
     "full": baselines.full,
     "linear_probe": baselines.linear_probe,
     "bitfit": baselines.bitfit,
@@ -22,8 +26,11 @@ METHODS: dict[str, Callable[[Any, SDPTConfig], object]] = {
 _FOR_EVERY_HOST = ("sdpt", "none")
 
 
-def apply_method(model: Model, method: str, config: SDPTConfig | None = None) -> Model:
-    """Prepare ``model`` for a tuning method in place; ``config`` holds SDPT's options and ``host_dropout``.
+def apply_method(model: Model, method: str, config: Config | None = None) -> Model:
+    """Prepare ``model`` for a tuning method in place.
+
+    Args:
+        config: the method's options, and ``host_dropout``: a ``LoRAConfig`` for "lora", else an ``SDPTConfig``.
 
     Raises:
         TypeError: the method does not know this kind of model.
@@ -36,12 +43,14 @@ def apply_method(model: Model, method: str, config: SDPTConfig | None = None) ->
             f"method {method!r} knows the layers of GlipForObjectDetection alone, not those of {type(model).__name__}; "
             f"choose one of {', '.join(_FOR_EVERY_HOST)}"
         )
-    METHODS[method](model, SDPTConfig() if config is None else config)
+    default = LoRAConfig() if method == "lora" else SDPTConfig()
+    METHODS[method](model, default if config is None else config)
     return model
 
 
 __all__ = [
     "METHODS",
+    "LoRAConfig",
     "SDPTConfig",
     "adapter_disabled",
     "apply_method",

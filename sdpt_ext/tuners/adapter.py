@@ -1,24 +1,46 @@
-"""Saving, loading and switching off SDPT adapters."""
+"""Saving, loading and switching off what a method adds to a frozen host."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from sdpt_ext.data.atomic import replacing, write_json
 
 from .freezing import thawed
 from .hosts import fusion_layers
-from .sdpt import Model, SDPTConfig, prompt_state, tune
+from .lora import LoRAConfig, lora, lora_state, without_lora
+from .sdpt import Model, SDPTConfig, prompt_state, tune, without_prompts
 
+
+class AdapterMethod(NamedTuple):
+    """A method whose result is a small file beside the host.
+
+    Attributes:
+        config: class of its options.
+        apply: adds what trains to a model, in place.
+        state: what was added, by its names in the model's state dict; empty where nothing was.
+        without: context in which the model computes as if nothing had been added.
+    """
+
+    config: type[Any]
+    apply: Callable[[Any, Any], object]
+    state: Callable[[nn.Module], dict[str, Tensor]]
+    without: Callable[[nn.Module], AbstractContextManager[None]]
+
+
+ADAPTER_METHODS = {
+    "sdpt": AdapterMethod(SDPTConfig, tune, prompt_state, without_prompts),
+    "lora": AdapterMethod(LoRAConfig, lora, lora_state, without_lora),
+}
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _FORMAT = 1
@@ -43,21 +65,24 @@ def _describe_host(model: nn.Module) -> dict[str, Any]:
 
 
 def save_adapter(model: nn.Module, directory: str | Path) -> None:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (under 1 MB at K = 10).
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (with SDPT under 1 MB at K = 10).
 
     Raises:
-        ValueError: the model carries no prompts.
+        ValueError: nothing was added to the model, or by several methods.
         OSError: the files cannot be written.
     """
-    state = prompt_state(model)
-    if not state:
+    states = {name: state for name, method in ADAPTER_METHODS.items() if (state := method.state(model))}
+    if not states:
         raise ValueError("this model has no SDPT prompts to save: call sdpt_ext.tune(model, config) first")
+    if len(states) > 1:
+        raise ValueError(f"this model was tuned by {' and '.join(states)}; an adapter holds what one method added")
+    ((name, state),) = states.items()
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config: SDPTConfig = model.sdpt_config  # type: ignore[assignment]
+    config = cast(Any, getattr(model, f"{name}_config"))
     with replacing(directory / WEIGHTS_NAME) as temporary:
         save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-    description = {"format": _FORMAT, "method": "sdpt", "sdpt": config.to_dict(), "host": _describe_host(model)}
+    description = {"format": _FORMAT, "method": name, name: config.to_dict(), "host": _describe_host(model)}
     write_json(directory / CONFIG_NAME, description)
 
 
@@ -69,10 +94,11 @@ def _read_description(directory: Path) -> dict[str, Any]:
         description = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); save the adapter again") from error
-    if description.get("format") != _FORMAT or description.get("method") != "sdpt":
+    if description.get("format") != _FORMAT or description.get("method") not in ADAPTER_METHODS:
         raise ValueError(
-            f"{path}: expected method 'sdpt' in format {_FORMAT}, got method {description.get('method')!r} in format "
-            f"{description.get('format')!r}; another version of sdpt_ext may have written it"
+            f"{path}: expected method {' or '.join(map(repr, ADAPTER_METHODS))} in format {_FORMAT}, got method "
+            f"{description.get('method')!r} in format {description.get('format')!r}; another version of sdpt_ext may "
+            "have written it"
         )
     return description
 
@@ -95,7 +121,7 @@ def _check_host(model: nn.Module, saved: dict[str, Any], path: Path) -> None:
 
 
 def load_adapter(model: Model, directory: str | Path) -> Model:
-    """Add the prompts that :func:`save_adapter` wrote to the host they were trained on, in place.
+    """Add what :func:`save_adapter` wrote to the host that it was trained on, in place.
 
     Raises:
         FileNotFoundError: the directory holds no adapter.
@@ -109,13 +135,14 @@ def load_adapter(model: Model, directory: str | Path) -> Model:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); save the adapter again") from error
-    tune(model, SDPTConfig(**description["sdpt"]))
-    _load_prompts(model, state, path)
+    name = description["method"]
+    method = ADAPTER_METHODS[name]
+    method.apply(model, method.config(**description[name]))
+    _load_state(model, method.state(model), state, path)
     return model
 
 
-def _load_prompts(model: nn.Module, state: dict[str, Any], path: Path) -> None:
-    expected = prompt_state(model)
+def _load_state(model: nn.Module, expected: dict[str, Tensor], state: dict[str, Tensor], path: Path) -> None:
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
     problems += [
@@ -131,16 +158,11 @@ def _load_prompts(model: nn.Module, state: dict[str, Any], path: Path) -> None:
 @contextmanager
 def adapter_disabled(model: Model) -> Iterator[Model]:
     """Within the context the model is the untuned host, bit for bit, gradients of its parameters included."""
-    holders = [layer.holder for layer in fusion_layers(model)]
-    prompts = [holder.prompt for holder in holders]
-    for holder in holders:
-        holder.prompt = None
-    try:
-        with thawed(model):
-            yield model
-    finally:
-        for holder, prompt in zip(holders, prompts):
-            holder.prompt = prompt
+    with ExitStack() as stack:
+        for method in ADAPTER_METHODS.values():
+            stack.enter_context(method.without(model))
+        stack.enter_context(thawed(model))
+        yield model
 
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "adapter_disabled", "load_adapter", "save_adapter"]
+__all__ = ["ADAPTER_METHODS", "CONFIG_NAME", "WEIGHTS_NAME", "adapter_disabled", "load_adapter", "save_adapter"]

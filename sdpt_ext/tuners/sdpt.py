@@ -6,6 +6,8 @@ the image side and to the text side, where they join the tokens that attend to e
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -138,4 +140,18 @@ def prompt_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if ".prompt." in name}
 
 
-__all__ = ["PrototypeTokens", "SDPTConfig", "prompt_state", "tune"]
+@contextmanager
+def without_prompts(model: nn.Module) -> Iterator[None]:
+    """Within the context the fusion layers are those of the untuned host."""
+    holders = [layer.holder for layer in fusion_layers(model)]
+    prompts = [holder.prompt for holder in holders]
+    for holder in holders:
+        holder.prompt = None
+    try:
+        yield
+    finally:
+        for holder, prompt in zip(holders, prompts):
+            holder.prompt = prompt
+
+
+__all__ = ["PrototypeTokens", "SDPTConfig", "prompt_state", "tune", "without_prompts"]

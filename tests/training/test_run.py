@@ -153,6 +153,7 @@ def test_method_none_only_measures(train: Train, tmp_path: Path) -> None:
     [
         (4, signal.SIGTERM, ("--host_dropout",)),
         (3, signal.SIGINT, ("--method", "full")),  # 3 steps are one epoch
+        (4, signal.SIGTERM, ("--method", "lora")),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_result(
@@ -237,6 +238,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         train(tmp_path, "--max_steps", 4, "--learning_rate", "1e30", "--max_grad_norm", 0, "--method", "full")
     assert stop.value.code == 2
     assert "lower --learning_rate" in capsys.readouterr().err
+
+
+def test_lora_makes_an_adapter(train: Train, tmp_path: Path, model_folder: Path, data_folder: Path) -> None:
+    output = tmp_path / "run"
+    train(output, "--method", "lora", "--rank", 2, "--max_steps", 3, "--eval_steps", 2)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["trainable_params"] == sum(tensor.numel() for tensor in weights(output).values())
+    command = ["--model", str(model_folder), "--adapter", str(output), "--data", str(data_folder)]
+    evaluate.main([*command, "--output_dir", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["AP"] == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
 
 
 def test_grounding_dino_is_tuned_and_measured_as_glip_is(train: Train, tmp_path: Path, data_folder: Path) -> None:
