@@ -95,7 +95,7 @@ class RunArguments:
     def tuning_config(self) -> Config:
         """The options of `sdpt_ext.tuners.apply_method`."""
         if self.method == "lora":
-            return LoRAConfig(rank=self.rank, alpha=2.0 * self.rank, host_dropout=self.host_dropout)
+            return LoRAConfig(rank=self.rank, alpha=2 * self.rank, host_dropout=self.host_dropout)
         return SDPTConfig(
             num_tokens=self.num_tokens,
             layers=None if self.layers is None else tuple(self.layers),

@@ -39,7 +39,7 @@ class LoRAConfig:
     """
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     host_dropout: bool = False
 
     def __post_init__(self) -> None:

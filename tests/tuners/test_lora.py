@@ -61,10 +61,10 @@ def test_disabled_updates_leave_the_zero_shot_model() -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    model = with_updates(LoRAConfig(rank=2, alpha=3.0))
+    model = with_updates(LoRAConfig(rank=2, alpha=3))
     sdpt_ext.save_adapter(model, tmp_path)
     description = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (description["method"], description["lora"]["alpha"]) == ("lora", 3.0)
+    assert (description["method"], description["lora"]["alpha"]) == ("lora", 3)
     loaded = sdpt_ext.load_adapter(nano(), tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(outputs(model), outputs(loaded)))
 
