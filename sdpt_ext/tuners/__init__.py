@@ -26,6 +26,10 @@ METHODS: dict[str, Callable[[Any, Any], object]] = {
 _FOR_EVERY_HOST = ("sdpt", "none")
 
 
+class UnsupportedHostError(TypeError, ValueError):
+    """The method does not know the layers of this kind of model; the message names those that do."""
+
+
 def apply_method(model: Model, method: str, config: Config | None = None) -> Model:
     """Prepare ``model`` for a tuning method in place.
 
@@ -33,13 +37,13 @@ def apply_method(model: Model, method: str, config: Config | None = None) -> Mod
         config: the method's options, and ``host_dropout``: a ``LoRAConfig`` for "lora", else an ``SDPTConfig``.
 
     Raises:
-        TypeError: the method does not know this kind of model.
+        UnsupportedHostError: the method does not know this kind of model.
         ValueError: an unknown method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if method not in _FOR_EVERY_HOST and not isinstance(model, GlipForObjectDetection):
-        raise TypeError(
+        raise UnsupportedHostError(
             f"method {method!r} knows the layers of GlipForObjectDetection alone, not those of {type(model).__name__}; "
             f"choose one of {', '.join(_FOR_EVERY_HOST)}"
         )
@@ -52,6 +56,7 @@ __all__ = [
     "METHODS",
     "LoRAConfig",
     "SDPTConfig",
+    "UnsupportedHostError",
     "adapter_disabled",
     "apply_method",
     "load_adapter",

@@ -251,7 +251,9 @@ def test_lora_makes_an_adapter(train: Train, tmp_path: Path, model_folder: Path,
     assert again["AP"] == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
 
 
-def test_grounding_dino_is_tuned_and_measured_as_glip_is(train: Train, tmp_path: Path, data_folder: Path) -> None:
+def test_grounding_dino_is_tuned_and_measured_as_glip_is(
+    train: Train, tmp_path: Path, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     host, output = save_host(tmp_path / "host"), tmp_path / "run"
     flags = ("--max_steps", 3, "--eval_steps", 2, "--gate", "zero", "--num_tokens", 2)
     train(output, "--model", host, *flags)
@@ -265,5 +267,10 @@ def test_grounding_dino_is_tuned_and_measured_as_glip_is(train: Train, tmp_path:
     evaluate.main([*command, "--output_dir", str(tmp_path / "again")])
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())
     assert again["AP"] == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
-    with pytest.raises(SystemExit):
-        train(tmp_path / "cached", "--model", host, "--max_steps", 1, "--cache_features", tmp_path / "cache")
+    for flags, message in (
+        (("--cache_features", tmp_path / "cache"), "needs a GLIP"),
+        (("--method", "lora"), "choose one of sdpt, none"),
+    ):
+        with pytest.raises(SystemExit):
+            train(tmp_path / "refused", "--model", host, "--max_steps", 1, *flags)
+        assert message in capsys.readouterr().err.splitlines()[-1]
