@@ -18,7 +18,9 @@ TORCH_TARGET = f"0x{toolchain.OLDEST_TORCH[0]:02x}{toolchain.OLDEST_TORCH[1]:02x
 # These compile nothing, and importing torch takes seconds.
 METADATA_COMMANDS = {"dist_info", "egg_info", "sdist"}
 CXX_FLAGS = ["-O3", "-std=c++17", "-fopenmp-simd", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
-NVCC_FLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA"]
+# torch takes the conversions of 16-bit numbers away from CUDA code; the kernels need them.
+_TAKEN_AWAY = ("HALF_OPERATORS", "HALF_CONVERSIONS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS")
+NVCC_FLAGS = ["-O3", "-std=c++17", "-DUSE_CUDA", *(f"-U__CUDA_NO_{name}__" for name in _TAKEN_AWAY)]
 
 
 def build_arguments() -> dict[str, Any]:

@@ -32,8 +32,11 @@ def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> s
     problem = _trial(op_name, kind, device_type, dtype)
     if problem is None or op_name != "bi_attention" or not torch.ops.sdpt_ext.allow_hopper_kernels(False):
         return problem
-    if _trial(op_name, kind, device_type, dtype) is not None:
-        return f"{problem}; if every CUDA call fails from now on, restart with SDPT_EXT_CUDA_CAPABILITY=portable"
+    remaining = _trial(op_name, kind, device_type, dtype)
+    if remaining is not None:
+        # A fault of one kernel makes all later calls of the process fail.
+        hint = "; restart with SDPT_EXT_CUDA_CAPABILITY=portable to try the kernels for every GPU"
+        return remaining + (hint if "CUDA error" in problem else "")
     warnings.warn(f"sdpt_ext: {problem}; the slower one for every GPU takes its place", RuntimeWarning, stacklevel=2)
     return None
 

@@ -70,3 +70,13 @@ def test_kernels_are_built_for_the_devices_that_are_there(
     code += "; torch.cuda.device_count = lambda: len(capabilities)"
     code += "; torch.cuda.get_device_capability = capabilities.__getitem__; print(toolchain.cuda_architectures())"
     assert run(sys.executable, "-c", code, TORCH_CUDA_ARCH_LIST=chosen).stdout.strip() == expected
+
+
+def test_cuda_sources_get_back_what_torch_takes_away() -> None:
+    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
+    code = BUILD_ARGUMENTS.replace("extensions.build_arguments()", "print(*extensions.NVCC_FLAGS)")
+    flags = run(sys.executable, "-c", code).stdout.split()
+    taken = [flag for flag in COMMON_NVCC_FLAGS if flag.startswith("-D__CUDA_NO_")]
+    assert taken
+    assert {flag.replace("-D", "-U", 1) for flag in taken} <= set(flags)

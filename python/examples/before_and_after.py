@@ -1,7 +1,7 @@
 """Draw what a model finds without its adapter (above) and with it (below), on some test pictures.
 
-    python -m sdpt_ext.train --output_dir runs/default
-    python python/examples/before_and_after.py --adapter runs/default docs/before_and_after.png
+python -m sdpt_ext.train --output_dir runs/default
+python python/examples/before_and_after.py --adapter runs/default docs/before_and_after.png
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def widened(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, round(width * picture.height / picture.width)))
+
+
 def grid(columns: list[list[Image.Image]], width: int) -> Image.Image:
     """Pictures one below the other in every column, on white; all as wide as given."""
-    scaled = [[picture.resize((width, round(width * picture.height / picture.width))) for picture in c] for c in columns]
+    scaled = [[widened(picture, width) for picture in column] for column in columns]
     heights = [max(row.height for row in rows) for rows in zip(*scaled, strict=True)]
     size = (len(columns) * (width + _GAP) - _GAP, sum(heights) + _GAP * (len(heights) - 1))
     canvas = Image.new("RGB", size, "white")
@@ -50,8 +54,7 @@ def main() -> None:
     columns = []
     for index in range(arguments.count):
         picture = dataset[index]["image"]
-        enlarged = picture.resize((arguments.size, round(arguments.size * picture.height / picture.width)))
-        tuned, zero_shot = finder(enlarged, text, arguments.threshold)
+        tuned, zero_shot = finder(widened(picture, arguments.size), text, arguments.threshold)
         columns.append([zero_shot[0], tuned[0]])
         print(f"picture {index + 1}: {zero_shot[1]} -> {tuned[1]}")
     with replacing(arguments.output) as temporary:

@@ -16,19 +16,25 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "_build_backend"))
+
+import extensions  # noqa: E402
+
 TABLE = ROOT / "docs" / "ptxas.md"
 ARCHITECTURES = ("80", "90", "90a")
 SHARED_MEMORY = {"80": 164 * 1024, "90": 228 * 1024, "90a": 228 * 1024}  # bytes of a multiprocessor
 _RESERVED = 1024  # bytes of shared memory that each block costs besides its own
-_FLAGS = ["-std=c++17", "-O3", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+# Those of an installation, torch's own among them.
+_FLAGS = [*COMMON_NVCC_FLAGS, *extensions.NVCC_FLAGS, f"-DTORCH_TARGET_VERSION={extensions.TORCH_TARGET}"]
 _WARNINGS = ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra"]
 
 
