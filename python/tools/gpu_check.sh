@@ -21,12 +21,12 @@ timeout 180 "$python" setup.py build_ext --inplace > "$output/build.log" 2>&1 ||
 "$python" -m sdpt_ext
 
 title "operators and a model on the device"
-timeout 120 "$python" -m pytest -q -m cuda tests/cuda | tee "$output/tests.txt"
+timeout 110 "$python" -m pytest -q -m cuda tests/cuda | tee "$output/tests.txt"
 
 title "benchmarks"
-for benchmark in fusion deform_conv; do
-  timeout 60 "$python" "python/benchmarks/$benchmark.py" --device cuda | tee "$output/$benchmark.txt"
-done
+timeout 90 "$python" python/benchmarks/fusion.py --device cuda --dtypes bfloat16 --budget 2 --no_memory \
+  --contenders ext torch eager sdpa compiled-torch | tee "$output/fusion.txt"
+timeout 40 "$python" python/benchmarks/deform_conv.py --device cuda --dtype bfloat16 | tee "$output/deform_conv.txt"
 
 title "compute-sanitizer"
 small="test_edges_of_tiles or test_every_run or test_corners or test_half_precision"
