@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,12 +23,15 @@ def missing_tool() -> str | None:
 
 
 def builds_cuda() -> bool:
-    """Whether torch has CUDA (or FORCE_CUDA=1 asks for it all the same) and nvcc is there."""
+    """Whether torch has CUDA, or FORCE_CUDA=1 asks for it, and nvcc fits; a line says where it does not."""
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME
 
-    wanted = torch.version.cuda is not None or os.environ.get("FORCE_CUDA") == "1"
-    return wanted and CUDA_HOME is not None and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")) is not None
+    if torch.version.cuda is None and os.environ.get("FORCE_CUDA") != "1":
+        return False
+    problem = _nvcc_problem(torch.version.cuda)
+    if problem is not None:
+        print(f"sdpt_ext: installing WITHOUT CUDA kernels: {problem}. On GPUs PyTorch will run.", file=sys.stderr)
+    return problem is None
 
 
 def cuda_architectures() -> str:
@@ -54,6 +58,21 @@ def _torch_problem() -> str | None:
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < OLDEST_TORCH:
         return f"torch {torch.__version__} is older than {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}"
+    return None
+
+
+def _nvcc_problem(cuda_of_torch: str | None) -> str | None:
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")) if CUDA_HOME else None
+    if nvcc is None:
+        return f"no nvcc in {CUDA_HOME or 'CUDA_HOME'}"
+    answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release ([\d.]+)", answer)
+    if release is None:
+        return f"{nvcc} does not tell its version"
+    if cuda_of_torch is not None and release[1].split(".")[0] != cuda_of_torch.split(".")[0]:
+        return f"{nvcc} is of CUDA {release[1]} and torch of {cuda_of_torch} (set CUDA_HOME to a toolkit that fits)"
     return None
 
 

@@ -76,7 +76,8 @@ def missing_kernel(op_name: str, device_type: str) -> str | None:
     key = torch._C._dispatch_key_for_device(device_type)
     known = hasattr(torch.ops.sdpt_ext, op_name)
     if not known or not torch._C._dispatch_has_kernel_for_dispatch_key(f"sdpt_ext::{op_name}", key):
-        return f"{loaded.path.name} holds no {op_name} kernel for {device_type}"
+        fix = "; reinstall with nvcc of torch's CUDA version in CUDA_HOME" if device_type == "cuda" else ""
+        return f"{loaded.path.name} holds no {op_name} kernel for {device_type}{fix}"
     return None
 
 

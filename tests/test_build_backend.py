@@ -72,6 +72,30 @@ def test_kernels_are_built_for_the_devices_that_are_there(
     assert run(sys.executable, "-c", code, TORCH_CUDA_ARCH_LIST=chosen).stdout.strip() == expected
 
 
+@pytest.mark.parametrize(
+    ("release", "expected", "message"),
+    [
+        ("release 13.0, V13.0.48", "True", ""),
+        ("release 12.4, V12.4.99", "False", "nvcc is of CUDA 12.4 and torch of 13.1 (set CUDA_HOME"),
+        ("nothing", "False", "does not tell its version"),
+        (None, "False", "no nvcc in"),
+    ],
+)
+def test_cuda_kernels_need_an_nvcc_that_fits_torch(
+    release: str | None, expected: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    if release is not None:
+        nvcc = tmp_path / "bin" / "nvcc"
+        nvcc.write_text(f"#!/bin/sh\necho '{release}'\n")
+        nvcc.chmod(0o755)
+    code = f"import sys; sys.path.insert(0, {str(BACKEND)!r}); import toolchain, torch, torch.utils.cpp_extension as c"
+    code += f"; torch.version.cuda = '13.1'; c.CUDA_HOME = {str(tmp_path)!r}; print(toolchain.builds_cuda())"
+    result = run(sys.executable, "-c", code)
+    assert result.stdout.strip() == expected
+    assert (message in result.stderr) and ("WITHOUT CUDA kernels" in result.stderr) == (expected == "False")
+
+
 def test_cuda_sources_get_back_what_torch_takes_away() -> None:
     from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
