@@ -16,7 +16,8 @@ from sdpt_ext.models.glip import processing
 from sdpt_ext.training.weights import MODEL_FOLDER
 from sdpt_ext.tuners import adapter
 
-METRICS, CONFIG, PREDICTIONS, CURVES = "metrics.json", "config.yaml", "predictions_test.json", "curves.png"
+METRICS, CONFIG, PREDICTIONS = "metrics.json", "config.yaml", "predictions_test.json"
+CURVES, EXAMPLES = "curves.png", "examples.png"
 AUTO_RESUME = "auto"
 _TENSORBOARD = "runs"
 _ADAPTER = (adapter.CONFIG_NAME, adapter.WEIGHTS_NAME, processing.CONFIG_NAME)
@@ -77,7 +78,7 @@ class RunFolder:
         for folder in (*self._checkpoints(), self.path / MODEL_FOLDER, self.path / _TENSORBOARD):
             if folder.exists():
                 shutil.rmtree(folder)
-        for name in (METRICS, CONFIG, PREDICTIONS, CURVES, *_ADAPTER):
+        for name in (METRICS, CONFIG, PREDICTIONS, CURVES, EXAMPLES, *_ADAPTER):
             (self.path / name).unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[Path]:

@@ -19,8 +19,9 @@ from sdpt_ext.evaluation.inference import evaluate_model
 from sdpt_ext.models.loading import load_model
 from sdpt_ext.training.callbacks import EpochCallback, InterruptCallback, ThroughputCallback
 from sdpt_ext.training.curves import draw_curves
+from sdpt_ext.training.examples import draw_examples
 from sdpt_ext.training.feature_cache import FeatureCache, cached_backbone
-from sdpt_ext.training.outputs import AUTO_RESUME, CONFIG, CURVES, RunFolder
+from sdpt_ext.training.outputs import AUTO_RESUME, CONFIG, CURVES, EXAMPLES, RunFolder
 from sdpt_ext.training.recipe import ResolvedArguments
 from sdpt_ext.training.report import final_table, peak_memory_mb
 from sdpt_ext.training.seeding import SeededItems
@@ -58,9 +59,9 @@ def run_training(arguments: ResolvedArguments) -> dict[str, Any]:
     with run.cached_features():
         run.measure_zero_shot()
         history = run.tune()
-        predictions = run.measure_tuned()
+        run.measure_tuned()
     run.add_costs(time.perf_counter() - started)
-    run.write_outputs(history, predictions)
+    run.write_outputs(history)
     return run.metrics
 
 
@@ -73,6 +74,7 @@ class _Run:
         with self.training.main_process_first(local=False):
             self.checkpoint = self.folder.prepare(self.training.resume_from_checkpoint, self.options.overwrite)
         self.metrics = self.folder.read_metrics() if self.checkpoint else {}
+        self.predictions: dict[str, list[dict[str, Any]]] = {}
         self.throughput = ThroughputCallback()
         self._open_splits()
         self.model, self.processor = load_model(self.options.model, self.options.checkpoint)
@@ -137,7 +139,7 @@ class _Run:
         """AP before training, unless the interrupted run that this one continues has measured it."""
         if "zero_shot" not in self.metrics:
             with adapter_disabled(self.model):
-                zero_shot, _ = self._evaluate(self.test)
+                zero_shot, self.predictions["zero-shot"] = self._evaluate(self.test)
                 if self.training.should_log:
                     print(f"zero-shot AP on the {self.options.test_split} split: {zero_shot['AP']:.3f}", flush=True)
                 val_ap = None if self.val is None else self._evaluate(self.val)[0]["AP"]
@@ -146,10 +148,9 @@ class _Run:
             self.folder.write_config(self.values)
             self.folder.write_metrics(self.metrics)
 
-    def measure_tuned(self) -> list[dict[str, Any]]:
-        """AP after training; returns the detections on the test split."""
-        self.metrics["tuned"], predictions = self._evaluate(self.test)
-        return predictions
+    def measure_tuned(self) -> None:
+        """AP after training."""
+        self.metrics["tuned"], self.predictions["tuned"] = self._evaluate(self.test)
 
     def _evaluate(self, dataset: DetectionImages) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         training = self.training
@@ -212,12 +213,13 @@ class _Run:
                 "images_per_second": self.throughput.images_per_second,
             }
 
-    def write_outputs(self, history: list[dict[str, Any]], predictions: list[dict[str, Any]]) -> None:
+    def write_outputs(self, history: list[dict[str, Any]]) -> None:
         """Everything that the folder of a finished run holds, and the final table on the terminal."""
         if not self.training.should_save:
             return
         export_weights(self.model, self.processor, self.options.method, self.folder.path)
-        self.folder.write_predictions(predictions)
+        self.folder.write_predictions(self.predictions["tuned"])
         self.folder.write_metrics(self.metrics)
         draw_curves(self.folder.path / CURVES, history, self.metrics["zero_shot_val_AP"])
+        draw_examples(self.folder.path / EXAMPLES, self.test, self.predictions)
         print(f"\n{final_table(self.metrics)}\n\nwritten to {self.folder.path}")

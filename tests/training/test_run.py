@@ -67,7 +67,8 @@ def test_a_run_writes_everything(
     assert metrics["trainable_percent"] == pytest.approx(100 * 640 / metrics["total_params"])
     assert all(metrics[name] > 0 for name in ("peak_memory_mb", "seconds", "train_seconds", "images_per_second"))
     assert isinstance(json.loads((tmp_path / "predictions_test.json").read_text()), list)
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("curves.png", "examples.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.glob("runs/*/events.out.tfevents.*"))
     assert list(weights(tmp_path)) == ["head.dyhead_tower.3.b_attn.prompt.prototype_tokens"]
     load_adapter(load_model(model_folder)[0], tmp_path)
