@@ -98,12 +98,13 @@ class GroundingDinoDetectionProcessor(GlipProcessor):
         label_to_tokens: Sequence[Mapping[int, Sequence[int]]],
         image_sizes: Tensor | Sequence[tuple[int, int]],
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
-        threshold: float = 0.05,
+        threshold: float = 0.0,
         max_detections: int = 300,
     ) -> list[dict[str, Tensor]]:
         """Detections of each image, best first: "scores" (D,), 1-based "labels" (D,), "boxes" (D, 4) inclusive xyxy.
 
-        The score of a class is the mean over its tokens, as in Grounding DINO's own evaluation.
+        As in Grounding DINO's own evaluation the score of a class is the mean over its tokens, and the best boxes of an
+        image count, however low they score.
 
         Args:
             outputs: of the model: logits (B, Q, T) and pred_boxes (B, Q, 4).
