@@ -8,10 +8,11 @@ from importlib import metadata
 
 import torch
 
-from sdpt_ext import __version__, _library
+from sdpt_ext import __version__, _library, _self_check
 from sdpt_ext.cli import command
 from sdpt_ext.ops import __all__ as operators
 
+_CHECKED = (torch.float32, torch.bfloat16)
 _PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "pycocotools", "numpy")
 
 
@@ -64,9 +65,17 @@ def _explain(operator: str, device_type: str) -> str:
     if asked == "torch":
         return "torch: SDPT_EXT_BACKEND=torch asks for it"
     problem = _library.missing_kernel(operator, device_type)
-    if problem is None:
+    if problem is None and not _library.runs_cuda_kernels(device_type):
         return "ext: compiled kernel"
+    problem = problem or _first_failure(operator, device_type)
+    if problem is None:
+        return f"ext: CUDA kernel, right on first use in {' and '.join(map(str, _CHECKED))}"
     return f"{'error' if _library.must_run_compiled(asked) else 'torch'}: {problem}"
+
+
+def _first_failure(operator: str, device_type: str) -> str | None:
+    problems = (_self_check.failure(operator, device_type, dtype) for dtype in _CHECKED)
+    return next((problem for problem in problems if problem is not None), None)
 
 
 def _devices() -> Iterator[tuple[str, str]]:
