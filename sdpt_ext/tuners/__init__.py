@@ -8,16 +8,15 @@ from typing import Any, TypeAlias
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
 from . import baselines
-from .adapter import adapter_disabled, load_adapter, save_adapter
+from .adapter import ADAPTER_METHODS, adapter_disabled, load_adapter, save_adapter
 from .freezing import trainable_parameters
-from .lora import LoRAConfig, lora
+from .lora import LoRAConfig
 from .sdpt import Model, SDPTConfig, tune
 
 Config: TypeAlias = SDPTConfig | LoRAConfig
 
 METHODS: dict[str, Callable[[Any, Any], object]] = {
-    "sdpt": tune,
-    "lora": lora,
+    **{name: method.apply for name, method in ADAPTER_METHODS.items()},
     "full": baselines.full,
     "linear_probe": baselines.linear_probe,
     "bitfit": baselines.bitfit,
@@ -47,8 +46,9 @@ def apply_method(model: Model, method: str, config: Config | None = None) -> Mod
             f"method {method!r} knows the layers of GlipForObjectDetection alone, not those of {type(model).__name__}; "
             f"choose one of {', '.join(_FOR_EVERY_HOST)}"
         )
-    default = LoRAConfig() if method == "lora" else SDPTConfig()
-    METHODS[method](model, default if config is None else config)
+    if config is None:
+        config = ADAPTER_METHODS[method].config() if method in ADAPTER_METHODS else SDPTConfig()
+    METHODS[method](model, config)
     return model
 
 

@@ -50,11 +50,10 @@ class LoRAConfig:
         return asdict(self)
 
 
-def lora(model: GlipForObjectDetection, config: LoRAConfig | None = None) -> None:
+def lora(model: GlipForObjectDetection, config: LoRAConfig) -> None:
     """Freeze a detector and add low-rank updates that start at zero, in place; earlier ones are replaced."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoRAConfig() if config is None else config
     freeze(model)
     vars(model).pop("peft_config", None)  # that of updates which these replace
     inject_adapter_in_model(LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=_TARGETS), model)

@@ -241,15 +241,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert "lower --learning_rate" in capsys.readouterr().err
 
 
+def measure_again(model: Path, adapter: Path, data: Path) -> float:
+    """AP that the evaluation command gives a run's adapter."""
+    folder = adapter.with_name("again")
+    flags = {"model": model, "adapter": adapter, "data": data, "output_dir": folder}
+    evaluate.main([f"--{name}={value}" for name, value in flags.items()])
+    return json.loads((folder / "metrics.json").read_text())["AP"]
+
+
 def test_lora_makes_an_adapter(train: Train, tmp_path: Path, model_folder: Path, data_folder: Path) -> None:
     output = tmp_path / "run"
     train(output, "--method", "lora", "--rank", 2, "--max_steps", 3, "--eval_steps", 2)
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["trainable_params"] == sum(tensor.numel() for tensor in weights(output).values())
-    command = ["--model", str(model_folder), "--adapter", str(output), "--data", str(data_folder)]
-    evaluate.main([*command, "--output_dir", str(tmp_path / "again")])
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    assert again["AP"] == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
+    assert measure_again(model_folder, output, data_folder) == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
 
 
 def test_grounding_dino_is_tuned_and_measured_as_glip_is(
@@ -264,10 +269,7 @@ def test_grounding_dino_is_tuned_and_measured_as_glip_is(
     trained = weights(output)
     assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if name.endswith("gate"))
 
-    command = ["--model", str(host), "--adapter", str(output), "--data", str(data_folder)]
-    evaluate.main([*command, "--output_dir", str(tmp_path / "again")])
-    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
-    assert again["AP"] == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
+    assert measure_again(host, output, data_folder) == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
     for flags, message in (
         (("--cache_features", tmp_path / "cache"), "needs a GLIP"),
         (("--method", "lora"), "choose one of sdpt, none"),
