@@ -49,7 +49,9 @@ class EfficientNetLite(nn.Module):
     @torch.no_grad()
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised pixels -> maps of stride 8, 16 and 32."""
-        features = self.stem(((pixel_values + self.mean) * self.scale).flip(1))
+        rgb = ((pixel_values + self.mean) * self.scale).flip(1)
+        # Depthwise convolutions in bfloat16 run more than twice as fast on it.
+        features = self.stem(rgb.contiguous(memory_format=torch.channels_last))
         wanted = dict(_STAGES)
         maps = []
         for index, block in enumerate(self.blocks):
