@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from sdpt_ext.cli import add_model_arguments, command, load_detector, whole_number
+from sdpt_ext.data.collate import EvalCollator
 from sdpt_ext.models.glip.captions import parse_names
 from sdpt_ext.predict import find_objects
 from sdpt_ext.tuners import adapter_disabled
@@ -78,7 +79,7 @@ class ObjectFinder:
         return found
 
     def _find(self, picture: Image.Image, names: Sequence[str], threshold: float) -> _Found:
-        boxes = find_objects(self.model, self.processor, picture, names, threshold)
+        boxes = find_objects(self.model, EvalCollator(self.processor, names), picture, threshold)
         counts = Counter(box.name for box in boxes)
         return draw_detections(picture, boxes), ", ".join(f"{n} {name}" for name, n in counts.items()) or "nothing"
 

@@ -33,6 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: %(default)s)",
     )
     data.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    data.add_argument(
+        "--classes_per_caption",
+        type=whole_number(1),
+        metavar="N",
+        help="classes that are asked for together (default: as many as one caption holds)",
+    )
     data.add_argument("--max_images", type=whole_number(1), metavar="N", help="evaluate the first N images only")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", required=True, metavar="OUT", help="folder for the results; created if missing")
@@ -64,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset,
         batch_size=arguments.batch_size,
         num_workers=arguments.num_workers,
+        classes_per_caption=arguments.classes_per_caption,
     )
     seconds = time.perf_counter() - started
     save_predictions(folder / f"predictions_{arguments.split}.json", predictions)

@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 from torch import nn
 from tqdm.auto import tqdm
 
-from sdpt_ext.cli import add_model_arguments, command, fraction, load_detector
+from sdpt_ext.cli import add_model_arguments, command, fraction, load_detector, whole_number
 from sdpt_ext.data.atomic import replacing, write_json
-from sdpt_ext.evaluation.inference import detect
+from sdpt_ext.data.collate import EvalCollator
+from sdpt_ext.evaluation.inference import detect_groups
 from sdpt_ext.models.glip.captions import parse_names
 from sdpt_ext.visualization import DrawnBox, draw_detections
 
@@ -40,6 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--threshold", type=fraction, default=0.45, metavar="SCORE", help="lowest score shown (default: %(default)s)"
     )
+    parser.add_argument(
+        "--classes_per_caption",
+        type=whole_number(1),
+        metavar="N",
+        help="names that are looked for together (default: as many as one caption holds)",
+    )
     add_model_arguments(parser)
     return parser
 
@@ -56,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--output_dir {folder} holds the pictures themselves, which would be drawn over")
     folder.mkdir(parents=True, exist_ok=True)
     model, processor = load_detector(arguments)
+    collator = EvalCollator(processor, names, arguments.classes_per_caption)
     records, skipped = [], []
     for file in tqdm(files, desc="predict", unit="image"):
         name = file.relative_to(root)
@@ -64,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ValueError as error:
             skipped.append({"image": str(name), "reason": str(error)})
             continue
-        boxes = find_objects(model, processor, picture, names, arguments.threshold)
+        boxes = find_objects(model, collator, picture, arguments.threshold)
         drawn = _save_drawing(draw_detections(picture, boxes), folder, name)
         records.append({"image": str(name), "drawn": str(drawn), **_record(picture, boxes)})
     write_json(folder / PREDICTIONS, {"names": names, "images": records, "skipped": skipped})
@@ -105,12 +113,11 @@ def read_picture(path: Path) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def find_objects(
-    model: nn.Module, processor: Any, picture: Image.Image, names: Sequence[str], threshold: float
-) -> list[DrawnBox]:
-    """Objects of a score of at least `threshold`, best first."""
-    (found,) = detect(model, processor, processor(images=picture, text=names))
+def find_objects(model: nn.Module, collator: EvalCollator, picture: Image.Image, threshold: float) -> list[DrawnBox]:
+    """Objects of the collator's classes with a score of at least `threshold`, best first."""
+    (found,) = detect_groups(model, collator.processor, collator([{"image": picture, "image_id": 0}]))
     rows = zip(*(found[key].tolist() for key in ("boxes", "labels", "scores")), strict=True)
+    names = collator.class_names
     return [DrawnBox(tuple(box), names[label - 1], label, score) for box, label, score in rows if score >= threshold]
 
 

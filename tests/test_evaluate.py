@@ -95,6 +95,7 @@ def test_a_model_of_another_architecture(data: str, tmp_path: Path, capsys: pyte
         ({"--adapter": "nowhere"}, "nowhere holds no adapter"),
         ({"--device": "abacus"}, "unknown device 'abacus'"),
         ({"--batch_size": "0"}, "--batch_size: 0 is less than 1"),
+        ({"--classes_per_caption": "0"}, "--classes_per_caption: 0 is less than 1"),
         ({"--num_workers": "-1"}, "--num_workers: -1 is less than 0"),
         ({"--batchsize": "4"}, "unrecognized arguments: --batchsize 4"),
     ],

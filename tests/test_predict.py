@@ -46,6 +46,16 @@ def test_a_folder(detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "4 pictures" in capsys.readouterr().out
 
 
+def test_more_names_than_one_caption_holds(detector: str, tmp_path: Path) -> None:
+    (name,) = save_pictures(tmp_path / "in", 1)
+    names = [f"creature number {number}" for number in range(90)]
+    flags = ["--text", ". ".join(names), "--model", detector, "--output_dir", str(tmp_path / "out")]
+    main([str(tmp_path / "in" / name), *flags, "--threshold", "0.05"])
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert written["names"] == names
+    assert {found["name"] for found in written["images"][0]["detections"]} & {names[0], names[89]}
+
+
 def test_one_picture_without_detections(detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (name,) = save_pictures(tmp_path / "in", 1)
     predict(detector, tmp_path / "in" / name, tmp_path / "out", "--threshold", "1")
@@ -82,7 +92,8 @@ def test_nothing_readable(detector: str, tmp_path: Path, capsys: pytest.CaptureF
         ("nowhere.jpg", "fox", (), "no such picture or folder: nowhere.jpg"),
         ("empty", "fox", (), "no pictures (.jpg, "),
         ("in", " . ", (), "--text"),
-        ("in", ". ".join(f"creature number {i}" for i in range(90)), (), "split the classes"),
+        ("in", "creature " * 300, (), "alone is longer than the 256 tokens"),
+        ("in", ". ".join(f"creature number {i}" for i in range(90)), ("--classes_per_caption", "90"), "90 is too many"),
         ("in", "fox", ("--threshold", "2"), "--threshold: 2 is not between 0 and 1"),
         ("in", "fox", ("--adapter", "nowhere"), "nowhere holds no adapter"),
     ],

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 class DetectionItem(TypedDict):
     """One image; boxes are COCO xywh in its own pixels, labels 1-based ranks of the category ids.
 
-    "caption_labels" is there if only some of the classes may be asked for on this image.
+    "caption_labels" is there if only some of the classes may be asked for on this image, "negative_labels" if training
+    may take only some of the others for absent.
     """
 
     image_id: int
@@ -28,6 +29,7 @@ class DetectionItem(TypedDict):
     class_labels: Tensor
     iscrowd: Tensor
     caption_labels: NotRequired[list[int]]
+    negative_labels: NotRequired[list[int]]
 
 
 class DetectionImages(Dataset, ABC):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from sdpt_ext.data.collate import EvalCollator
 from sdpt_ext.evaluation.coco import CocoEvaluator
 from sdpt_ext.models.glip.captions import longest_caption
+from sdpt_ext.models.loading import image_encoder
 
 
 def evaluate_model(
@@ -24,6 +26,7 @@ def evaluate_model(
     device: torch.device | str | None = None,
     progress: bool = True,
     num_workers: int = 0,
+    classes_per_caption: int | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Average precision of a detector on a data set.
 
@@ -35,12 +38,13 @@ def evaluate_model(
         device: where to run; the model stays there. None: where the model is.
         progress: show a progress bar.
         num_workers: processes that read images; 0 reads them in this one.
+        classes_per_caption: classes that are asked for together; None for as many as one caption holds.
 
     Returns:
         The metrics of `CocoEvaluator.results` and all detections as COCO results.
 
     Raises:
-        ValueError: the data set is empty, or its classes do not fit in one caption.
+        ValueError: the data set is empty, or names of its classes are too long for a caption.
     """
     if device is not None:
         model.to(device)
@@ -48,15 +52,52 @@ def evaluate_model(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=EvalCollator(processor, dataset.class_names),
+        collate_fn=EvalCollator(processor, dataset.class_names, classes_per_caption),
     )
     evaluator = CocoEvaluator(dataset)
     with _evaluation_mode(model), tqdm(total=len(dataset), desc="evaluate", unit="image", disable=not progress) as bar:
         for batch in loader:
-            detections = detect(model, processor, batch)
+            detections = detect_groups(model, processor, batch)
             evaluator.update(batch["image_id"], detections)
             bar.update(len(detections))
     return evaluator.results(), evaluator.predictions
+
+
+def detect_groups(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+    """Detections of a batch of `EvalCollator`: those of all its captions, by descending score, as `detect` gives them.
+
+    As in GLIP's own evaluation of many classes nothing is suppressed from one caption to another.
+    """
+    device = next(model.parameters()).device
+    images = {key: value.to(device) if key in processor.model_input_names else value for key, value in batch.items()}
+    with _images_encoded_once(model):
+        found = [detect(model, processor, {**images, **caption}) for caption in batch["captions"]]
+    return [_joined(parts) for parts in zip(*found, strict=True)]
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    whole = {key: torch.cat([part[key] for part in parts]) for key in ("scores", "labels", "boxes")}
+    order = whole["scores"].argsort(descending=True, stable=True)
+    return {key: value[order] for key, value in whole.items()}
+
+
+@contextmanager
+def _images_encoded_once(model: nn.Module) -> Iterator[None]:
+    """Within the context the image encoder computes what it is given once, however many captions follow."""
+    encoder = image_encoder(model)
+    if encoder is None:
+        yield
+        return
+    former = vars(encoder).get("forward")
+    # A tensor is found again by its identity.
+    encoder.forward = functools.cache(encoder.forward)
+    try:
+        yield
+    finally:
+        if former is None:
+            del encoder.forward
+        else:
+            encoder.forward = former
 
 
 # Not inference_mode: what a module caches on its first forward must stay usable for training.
@@ -90,4 +131,4 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-__all__ = ["detect", "evaluate_model"]
+__all__ = ["detect", "detect_groups", "evaluate_model"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection
+from transformers.loss.loss_grounding_dino import GroundingDinoForObjectDetectionLoss
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoBiMultiHeadAttention
 from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import MMGroundingDinoBiMultiHeadAttention
 
@@ -99,9 +103,34 @@ def _make_room_for_prompts(attention: nn.Module) -> _PromptedAttention:
     return cast(_PromptedAttention, attention)
 
 
+def loss_with_own_captions(
+    logits: Tensor,
+    labels: Sequence[Mapping[str, Tensor]],
+    device: torch.device,
+    pred_boxes: Tensor,
+    config: Any,
+    label_maps: Sequence[Tensor],
+    *others: Any,
+    **outputs: Any,
+) -> Any:
+    """The loss of transformers for batches whose captions differ.
+
+    Transformers takes the targets of every image from the second image's caption on from one place in the list of all
+    classes, which is right for equal captions alone. With one list for all images there is one place to take them from.
+
+    Args:
+        label_maps: per image (C, T), 1 on the tokens of each class of its caption; other arguments as in transformers.
+    """
+    starts = [0, *accumulate(len(classes) for classes in label_maps)]
+    moved = [{**label, "class_labels": label["class_labels"] + start} for label, start in zip(labels, starts)]
+    together = [torch.cat(list(label_maps))] * len(label_maps)
+    return GroundingDinoForObjectDetectionLoss(logits, moved, device, pred_boxes, config, together, *others, **outputs)
+
+
 __all__ = [
     "GroundingDino",
     "PromptedGroundingDinoAttention",
     "PromptedMMGroundingDinoAttention",
     "fusion_attentions",
+    "loss_with_own_captions",
 ]

@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection, PreTrainedModel
 
 from sdpt_ext.assets import ASSETS
 
 from .glip import GlipConfig, GlipForObjectDetection, GlipProcessor
-from .grounding_dino import GroundingDino
+from .grounding_dino import GroundingDino, loss_with_own_captions
 from .grounding_dino_processing import GroundingDinoDetectionProcessor
 
 Detector: TypeAlias = GlipForObjectDetection | GroundingDino
@@ -75,7 +76,17 @@ def _load_folder(source: str) -> tuple[Detector, GlipProcessor]:
         raise ValueError(f"the weights in {source} do not fit its config.json:\n{listed}")
     if model_type == GlipConfig.model_type:
         return model.eval(), GlipProcessor.from_pretrained(source)
+    model.loss_function = loss_with_own_captions
     return model.eval(), GroundingDinoDetectionProcessor.from_pretrained(source, model.config.max_text_len)
 
 
-__all__ = ["Detector", "load_model"]
+def image_encoder(model: nn.Module) -> nn.Module | None:
+    """The part of a detector that sees pixels alone, whatever the caption; None for other models."""
+    if isinstance(model, GlipForObjectDetection):
+        return model.backbone
+    if isinstance(model, GroundingDinoForObjectDetection | MMGroundingDinoForObjectDetection):
+        return model.model.backbone.conv_encoder
+    return None
+
+
+__all__ = ["Detector", "image_encoder", "load_model"]

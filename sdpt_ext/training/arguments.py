@@ -46,6 +46,9 @@ class RunArguments:
     max_val_images: int | None = field(
         default=None, metadata={"help": "Measure on this many images of the validation split; all if not given."}
     )
+    classes_per_caption: int | None = field(
+        default=None, metadata={"help": "Most classes that a caption names; as many as it holds if not given."}
+    )
     image_size: str = field(
         default="auto",
         metadata={
@@ -85,7 +88,7 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_tokens", "rank", "shots", "max_val_images"):
+        for name in ("num_tokens", "rank", "shots", "max_val_images", "classes_per_caption"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")

@@ -164,6 +164,7 @@ class _Run:
                 training.device,
                 progress=training.should_log and not training.disable_tqdm,
                 num_workers=training.dataloader_num_workers,
+                classes_per_caption=self.options.classes_per_caption,
             )
 
     def tune(self) -> list[dict[str, Any]]:
@@ -182,8 +183,11 @@ class _Run:
             processor=self.processor,
             train_dataset=items,
             val_dataset=self.val,
-            collator=TrainCollator(self.processor, self.train.class_names),
+            collator=TrainCollator(
+                self.processor, self.train.class_names, classes_per_caption=self.options.classes_per_caption
+            ),
             callbacks=[interrupt, EpochCallback(items), self.throughput],
+            classes_per_caption=self.options.classes_per_caption,
         )
         if not trainer.restore_finished(self.checkpoint):
             with interrupt:

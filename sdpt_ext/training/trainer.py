@@ -33,6 +33,7 @@ class DetectionTrainer(Trainer):
         train_dataset: items that `collator` turns into model inputs.
         val_dataset: what `evaluate` measures AP on; None if the run does not evaluate.
         collator: list of items -> model inputs.
+        classes_per_caption: see `evaluate_model`.
         callbacks: beside transformers' own.
     """
 
@@ -47,6 +48,7 @@ class DetectionTrainer(Trainer):
         val_dataset: Dataset[Any] | None,
         collator: Callable[[list[Any]], dict[str, Any]],
         callbacks: list[TrainerCallback],
+        classes_per_caption: int | None = None,
     ) -> None:
         super().__init__(
             model=model,
@@ -60,6 +62,7 @@ class DetectionTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.method = method
         self.processor = processor
+        self.classes_per_caption = classes_per_caption
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         if self.pop_callback(ProgressCallback) is not None:
@@ -111,6 +114,7 @@ class DetectionTrainer(Trainer):
             device=self.args.device,
             progress=False,
             num_workers=self.args.dataloader_num_workers,
+            classes_per_caption=self.classes_per_caption,
         )
         logs = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items() if isinstance(value, float)}
         logs[f"{metric_key_prefix}_runtime"] = time.perf_counter() - start

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sdpt_ext.data.collate import TrainCollator
+from sdpt_ext.data.collate import EvalCollator, TrainCollator
 from sdpt_ext.data.detection import DetectionImages
-from sdpt_ext.evaluation.inference import evaluate_model
+from sdpt_ext.evaluation.inference import detect, detect_groups, evaluate_model
 from sdpt_ext.models import GlipConfig, GlipForObjectDetection
 from sdpt_ext.models.glip.anchors import level_anchors
 from sdpt_ext.models.glip.assignment import assign_atss
@@ -39,7 +39,7 @@ class BlankImages(DetectionImages):
         )
 
     def load_image(self, index: int) -> Image.Image:
-        return Image.new("RGB", SIZES[index])
+        return Image.new("RGB", (self.records[index]["width"], self.records[index]["height"]))
 
 
 class PerfectDetector(nn.Module):
@@ -105,6 +105,39 @@ def test_the_mode_comes_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         evaluate_model(model, GlipProcessor.nano(), BlankImages(), progress=False)
     assert model.training
+
+
+def talkative_detector() -> GlipForObjectDetection:
+    """Random weights that find something everywhere."""
+    torch.manual_seed(0)
+    model = GlipForObjectDetection(GlipConfig.nano()).eval()
+    model.head.bias0.data.fill_(-1.0)
+    return model
+
+
+def test_detections_of_several_captions_are_joined_and_the_backbone_runs_once(monkeypatch: Any) -> None:
+    processor, dataset, model = GlipProcessor.nano(), BlankImages(), talkative_detector()
+    items = [dataset[index] for index in range(2)]
+    images = processor(images=[item["image"] for item in items])
+    alone = [detect(model, processor, {**images, **processor(text=[[name]] * 2)}) for name in NAMES]
+    body, calls = model.backbone.body.forward, []
+    monkeypatch.setattr(model.backbone.body, "forward", lambda *x: calls.append(x) or body(*x))
+    found = detect_groups(model, processor, EvalCollator(processor, NAMES, classes_per_caption=1)(items))
+    assert len(calls) == 1 and "forward" not in vars(model.backbone)
+    for image, whole in enumerate(found):
+        assert whole["scores"].tolist() == sorted(whole["scores"].tolist(), reverse=True)
+        for label, parts in enumerate(alone, start=1):
+            chosen = whole["labels"] == label
+            assert chosen.sum() > 5
+            assert torch.equal(whole["boxes"][chosen], parts[image]["boxes"])
+            assert torch.equal(whole["scores"][chosen], parts[image]["scores"])
+
+
+def test_every_batch_gets_its_own_features() -> None:
+    processor, dataset, model = GlipProcessor.nano(), BlankImages(), talkative_detector()
+    _, one_by_one = evaluate_model(model, processor, dataset, 1, progress=False, classes_per_caption=2)
+    _, again = evaluate_model(model, processor, dataset.select([3, 4]), 1, progress=False, classes_per_caption=2)
+    assert again == [detection for detection in one_by_one if detection["image_id"] >= 13]
 
 
 def test_a_caption_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

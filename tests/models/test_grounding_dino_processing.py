@@ -19,9 +19,9 @@ from transformers import (
 from transformers.models.grounding_dino.modeling_grounding_dino import build_label_maps
 
 from sdpt_ext.assets import BERT_VOCABULARY
-from sdpt_ext.data.collate import TrainCollator
+from sdpt_ext.data.collate import EvalCollator, TrainCollator
 from sdpt_ext.data.sources import open_dataset
-from sdpt_ext.evaluation.inference import detect
+from sdpt_ext.evaluation.inference import detect, detect_groups
 from sdpt_ext.models.grounding_dino_processing import GroundingDinoDetectionProcessor
 from sdpt_ext.models.loading import load_model
 
@@ -95,6 +95,39 @@ def test_a_class_scores_the_mean_of_its_tokens(processor: GroundingDinoDetection
     p = logits[0, 0].sigmoid()
     torch.testing.assert_close(found["scores"], torch.stack([(p[1] + p[2]) / 2, p[3]]))
     assert found["labels"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("model_class", [GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection])
+def test_the_loss_of_a_batch_is_that_of_its_images(model_class: Any, tmp_path: Path) -> None:
+    model, processor = load_model(save_host(tmp_path, model_class))
+    scenes = open_dataset("shapes:night", "val")
+    names = [f"{'very ' * place}{name}" for place, name in enumerate(scenes.class_names)]
+    collate = TrainCollator(processor, names, augment=False, classes_per_caption=3)
+    items = [{**scenes[index], "seed": index} for index in range(4)]
+    batch = collate(items)
+    assert len({tuple(caption.tolist()) for caption in batch["input_ids"]}) == 4
+    together = model(**batch).loss_dict
+    boxes = [len(labels["boxes"]) for labels in batch["labels"]]
+    alone = [model(**collate([item])).loss_dict for item in items]
+    for name in ("loss_ce", "loss_ce_enc", "loss_bbox"):
+        expected = sum(loss[name] * count for loss, count in zip(alone, boxes, strict=True)) / sum(boxes)
+        torch.testing.assert_close(together[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection])
+def test_several_captions_see_the_images_once(model_class: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    model, processor = load_model(save_host(tmp_path, model_class))
+    pictures = [picture(90, 60), picture(50, 80)]
+    alone = [detect(model, processor, processor(images=pictures, text=[[name]] * 2)) for name in NAMES]
+    encoder, calls = model.model.backbone.conv_encoder.model, []
+    forward = encoder.forward
+    monkeypatch.setattr(encoder, "forward", lambda *x, **y: calls.append(x) or forward(*x, **y))
+    batch = EvalCollator(processor, NAMES, 1)([{"image": image, "image_id": 0} for image in pictures])
+    found = detect_groups(model, processor, batch)
+    assert len(calls) == 1
+    for image, whole in enumerate(found):
+        for label, parts in enumerate(alone, start=1):
+            torch.testing.assert_close(whole["boxes"][whole["labels"] == label], parts[image]["boxes"])
 
 
 @pytest.mark.parametrize("model_class", [GroundingDinoForObjectDetection, MMGroundingDinoForObjectDetection])

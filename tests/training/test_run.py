@@ -76,6 +76,16 @@ def test_a_run_writes_everything(
     assert all(word in printed for word in ("zero-shot", "tuned", "trainable parameters  640 of", "peak memory"))
 
 
+def test_classes_in_several_captions(train: Train, tmp_path: Path, data_folder: Path, model_folder: Path) -> None:
+    train(tmp_path / "run", "--max_steps", 2, "--classes_per_caption", 1)
+    tuned = json.loads((tmp_path / "run" / "metrics.json").read_text())["tuned"]
+    flags = {"--model": model_folder, "--adapter": tmp_path / "run", "--data": data_folder, "--device": "cpu"}
+    options = [str(part) for flag in flags.items() for part in flag]
+    evaluate.main([*options, "--output_dir", str(tmp_path / "again"), "--classes_per_caption", "1"])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert {name: again[name] for name in tuned} == tuned
+
+
 def test_the_adapter_keeps_the_image_size_it_was_tuned_at(train: Train, tmp_path: Path, model_folder: Path) -> None:
     train(tmp_path, "--max_steps", 1, "--image_size", 96)
     parser = argparse.ArgumentParser()

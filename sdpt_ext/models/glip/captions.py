@@ -62,13 +62,6 @@ def parse_names(text: str) -> list[str]:
     return [piece.strip() for piece in text.split(".") if piece.strip()]
 
 
-def chunk_names(names: Sequence[str], size: int) -> list[list[str]]:
-    """Cuts the names in consecutive pieces of ``size``, the last one shorter."""
-    if size < 1:
-        raise ValueError(f"chunk size must be at least 1, got {size}")
-    return [list(names[start : start + size]) for start in range(0, len(names), size)]
-
-
 def token_positions(encoding: TokenOffsets, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
     """Token positions of each span, first to last inclusive; empty where the span has no token.
 
@@ -117,5 +110,5 @@ def longest_caption(attention_mask: Tensor) -> int:
     return int(columns[-1]) + 1 if len(columns) else 1
 
 
-__all__ = ["Caption", "build_caption", "chunk_names", "clean_name", "label_to_tokens", "longest_caption"]
+__all__ = ["Caption", "build_caption", "clean_name", "label_to_tokens", "longest_caption"]
 __all__ += ["parse_names", "positive_map", "token_positions"]

@@ -240,14 +240,15 @@ class GlipProcessor:
 
     def count_tokens(self, names: Sequence[str]) -> int:
         """Tokens of the caption of these names, special tokens included."""
-        return len(self.tokenizer(self.build_caption(names).text)["input_ids"])
+        # Quiet: whether there are too many is for the caller to judge.
+        return len(self.tokenizer(self.build_caption(names).text, verbose=False)["input_ids"])
 
     def _check_length(self, caption: Caption, tokens: int) -> None:
         limit = self.config.max_text_tokens
         if tokens > limit:
             raise ValueError(
                 f"the caption of {len(caption.spans)} class names has {tokens} tokens and the model reads {limit}: "
-                f"split the classes in several groups (captions.chunk_names) or shorten their names; "
+                f"split the classes in several groups (sdpt_ext.data.class_groups) or shorten their names; "
                 f"the caption starts with {caption.text[:60]!r}"
             )
 

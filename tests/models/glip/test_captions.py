@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from sdpt_ext.data.class_groups import class_groups
 from sdpt_ext.models.glip.captions import (
     build_caption,
-    chunk_names,
     clean_name,
     label_to_tokens,
     longest_caption,
@@ -48,24 +48,12 @@ def test_caption_and_tokens_equal_the_official_ones(case: str, processor: GlipPr
 
 def test_chunks_equal_the_official_ones(processor: GlipProcessor) -> None:
     golden = GOLDEN["_chunking"]
-    first_label = 1
-    for index, chunk in enumerate(chunk_names(golden["class_names"], golden["chunk_size"])):
-        caption = build_caption(chunk)
+    names = golden["class_names"]
+    for index, group in enumerate(class_groups(processor, names, golden["chunk_size"])):
+        caption = build_caption([names[label - 1] for label in group])
         assert caption.text == golden["captions"][index]
-        tokens = label_to_tokens(processor.tokenizer(caption.text).encodings[0], caption, first_label)
+        tokens = label_to_tokens(processor.tokenizer(caption.text).encodings[0], caption, group[0])
         assert tokens == {int(label): positions for label, positions in golden["label_to_tokens"][index].items()}
-        first_label += len(chunk)
-
-
-def test_last_chunk_is_shorter() -> None:
-    chunks = chunk_names([str(number) for number in range(1203)], 40)
-    assert len(chunks) == 31
-    assert len(chunks[-1]) == 3
-
-
-def test_chunk_size_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        chunk_names(["a"], 0)
 
 
 @pytest.mark.parametrize(
