@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m sdpt_ext.evaluate",
-        description="Measure the average precision of a detector (COCO's definition, by pycocotools).",
+        description="Measure the average precision of a detector (COCO's definition, by pycocotools, or LVIS's).",
         epilog="Written to --output_dir: metrics.json (average precisions as fractions, per class too, and speed) and "
         "predictions_SPLIT.json (COCO results: boxes as x, y, width, height in pixels of the original image).",
     )
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--data",
         default=DEFAULT_SOURCE,
-        help="a folder with train/ val/ test/ and annotations/, or shapes:TASK, coco:DIR, odinw:NAME "
+        help="a folder with train/ val/ test/ and annotations/, or shapes:TASK, coco:DIR, lvis:DIR, odinw:NAME "
         "(default: %(default)s)",
     )
     data.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")

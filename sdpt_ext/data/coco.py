@@ -83,11 +83,19 @@ class DetectionDataset(DetectionImages):
     """
 
     def __init__(self, root: str | os.PathLike[str], split: str, strict: bool | None = None) -> None:
-        files = find_split(root, split)
-        content = read_annotations(files.annotations)
+        files = self._find(root, split)
+        content = self._read(files)
         self.image_folder = files.images
         strict = split != "train" if strict is None else strict
         super().__init__(_with_good_images(content, files, strict))
+
+    @staticmethod
+    def _find(root: str | os.PathLike[str], split: str) -> SplitFiles:
+        return find_split(root, split)
+
+    @staticmethod
+    def _read(files: SplitFiles) -> dict[str, Any]:
+        return read_annotations(files.annotations)
 
     def load_image(self, index: int) -> Image.Image:
         record = self.records[index]
@@ -176,4 +184,4 @@ def _ends_with(file: Path, mark: bytes) -> bool:
         return opened.read() == mark
 
 
-__all__ = ["DetectionDataset", "find_split", "read_image"]
+__all__ = ["DetectionDataset", "SplitFiles", "find_split", "read_image"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from sdpt_ext.data.coco import DetectionDataset
 from sdpt_ext.data.detection import DetectionImages
 from sdpt_ext.data.few_shot import few_shot
+from sdpt_ext.data.lvis import LvisDataset
 from sdpt_ext.data.shapes import ShapesDataset
 
 DEFAULT_SOURCE = "shapes:novel_pair"
@@ -23,7 +24,7 @@ def open_dataset(
 
     Args:
         source: a folder in COCO, Roboflow or ODinW layout; "coco:DIR", the same; "shapes:TASK", generated;
-            "odinw:NAME", the folder NAME under $SDPT_ODINW.
+            "lvis:DIR", see ``LvisDataset``; "odinw:NAME", the folder NAME under $SDPT_ODINW.
         split: "train", "val" or "test".
         shots: keep this many images per class, drawn by ``seed``.
         strict: whether damaged images are errors, see ``DetectionDataset``.
@@ -35,6 +36,7 @@ def open_dataset(
     openers: dict[str, Callable[[], DetectionImages]] = {
         "shapes": lambda: ShapesDataset(name, split),
         "coco": lambda: DetectionDataset(name, split, strict),
+        "lvis": lambda: LvisDataset(name, split, strict),
         "odinw": lambda: DetectionDataset(_odinw_folder(name), split, strict),
     }
     if name and kind in openers and not Path(source).exists():
@@ -42,7 +44,9 @@ def open_dataset(
     elif source and Path(source).is_dir():
         dataset = DetectionDataset(source, split, strict)
     else:
-        raise FileNotFoundError(f"--data {source!r} is neither a folder nor one of shapes:TASK, coco:DIR, odinw:NAME")
+        raise FileNotFoundError(
+            f"--data {source!r} is neither a folder nor one of shapes:TASK, coco:DIR, lvis:DIR, odinw:NAME"
+        )
     return dataset if shots is None else few_shot(dataset, shots, seed)
 
 

@@ -20,15 +20,18 @@ _TOLERANCE = 1.0
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
-    """Reads and checks a COCO instances file.
+    """Reads and checks a COCO instances file, see ``read_json`` and ``check_annotations``."""
+    return check_annotations(read_json(file), file)
+
+
+def check_annotations(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Checks the content of a COCO instances file.
 
     Boxes are cut to their image; boxes outside it or without area are left out, and both are counted in one warning.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: naming the file, the value and the fix, for anything that makes the file useless or ambiguous.
     """
-    content = _read_json(file)
     _check_images(content["images"], file)
     categories = _without_umbrella_category(content["categories"])
     _check_categories(categories, file)
@@ -36,7 +39,13 @@ def read_annotations(file: Path) -> dict[str, Any]:
     return {**content, "categories": categories, "annotations": annotations}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object that has the lists of a COCO file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else; the message names the file and what it lacks.
+    """
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; it should hold the annotations in COCO format")
     try:
@@ -151,4 +160,4 @@ def _clip(box: list[float], image: Mapping[str, Any]) -> tuple[list[float], floa
     return [left, top, right - left, bottom - top], distance
 
 
-__all__ = ["read_annotations"]
+__all__ = ["check_annotations", "read_annotations", "read_json"]

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
@@ -18,6 +19,8 @@ from sdpt_ext.data.transforms import corners_to_coco
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NO_GROUND_TRUTH = -1.0
+LISTED_CLASSES = 100
+"""Tables for the terminal leave more classes than this to metrics.json."""
 
 
 class CocoGroundTruth(Protocol):
@@ -41,7 +44,10 @@ class CocoEvaluator:
 
     Attributes:
         predictions: detections so far in COCO's result format (xywh in original pixels, the data set's ids).
+        max_detections: so many of an image count, the best; None for as many as the detector gives.
     """
+
+    max_detections: int | None = None
 
     def __init__(self, dataset: CocoGroundTruth) -> None:
         self.dataset = dataset
@@ -64,7 +70,9 @@ class CocoEvaluator:
                 state = "was added before" if image_id in self._image_ids else "is not in the data set"
                 raise ValueError(f"image id {image_id} {state}")
             self._image_ids.add(image_id)
-            self.predictions += _coco_results(image_id, found, self.dataset.category_ids)
+            best = found["scores"].argsort(descending=True, stable=True)[: self.max_detections]
+            counted = {key: values[best] for key, values in found.items()}
+            self.predictions += _coco_results(image_id, counted, self.dataset.category_ids)
 
     def results(self) -> dict[str, Any]:
         """Average precision over the images added so far.
@@ -78,6 +86,11 @@ class CocoEvaluator:
         """
         if not self._image_ids:
             raise ValueError("nothing to evaluate: no image was added")
+        summary, precision = self._measure()
+        return {**summary, "per_class": _per_class(precision, self.dataset.class_names)}
+
+    def _measure(self) -> tuple[dict[str, float], np.ndarray]:
+        """The summary, and precision by (IoU threshold, recall, class, area, limit on detections)."""
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             evaluation = COCOeval(self.dataset.coco, _load_results(self.dataset.coco, self.predictions), "bbox")
             evaluation.params.imgIds = sorted(self._image_ids)
@@ -86,7 +99,7 @@ class CocoEvaluator:
             evaluation.accumulate()
             evaluation.summarize()
         summary = dict(zip(SUMMARY, evaluation.stats[: len(SUMMARY)].tolist(), strict=True))
-        return {**summary, "per_class": _per_class(evaluation, self.dataset.class_names)}
+        return summary, evaluation.eval["precision"]
 
 
 def _coco_results(image_id: int, found: Mapping[str, Tensor], category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -109,12 +122,11 @@ def _load_results(ground_truth: COCO, predictions: Sequence[Mapping[str, Any]]) 
     return empty
 
 
-def _per_class(evaluation: COCOeval, class_names: Sequence[str]) -> dict[str, float]:
-    # (IoU thresholds, recalls, classes, areas, limits on detections): all areas, the largest limit.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+def _per_class(precision: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     by_name = {}
     for index, name in enumerate(class_names):
-        valid = precision[:, :, index][precision[:, :, index] > NO_GROUND_TRUTH]
+        of_class = precision[:, :, index, 0, -1]  # all areas, the largest limit
+        valid = of_class[of_class > NO_GROUND_TRUTH]
         by_name[name] = float(valid.mean()) if valid.size else NO_GROUND_TRUTH
     return by_name
 
@@ -126,9 +138,9 @@ def save_predictions(path: str | os.PathLike[str], predictions: Sequence[Mapping
 
 
 def metrics_table(metrics: Mapping[str, Any]) -> str:
-    """A text table of `CocoEvaluator.results()`, classes last; "-" where there is no ground truth."""
-    rows = [(key, metrics[key]) for key in SUMMARY]
-    classes = list(metrics["per_class"].items())
+    """A text table of `CocoEvaluator.results()`, classes last unless they are many; "-" without ground truth."""
+    rows = [(key, value) for key, value in metrics.items() if key != "per_class"]
+    classes = list(metrics["per_class"].items()) if len(metrics["per_class"]) <= LISTED_CLASSES else []
     width = max(len(name) for name, _ in rows + classes)
     rule = "-" * (width + 8)
     lines = [
@@ -137,4 +149,5 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     return "\n".join([rule, *lines[: len(rows)], rule, *lines[len(rows) :], rule])
 
 
-__all__ = ["NO_GROUND_TRUTH", "SUMMARY", "CocoEvaluator", "CocoGroundTruth", "metrics_table", "save_predictions"]
+__all__ = ["LISTED_CLASSES", "NO_GROUND_TRUTH", "SUMMARY", "CocoEvaluator", "CocoGroundTruth", "metrics_table"]
+__all__ += ["save_predictions"]

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from sdpt_ext.data.collate import EvalCollator
+from sdpt_ext.data.lvis import LvisDataset
 from sdpt_ext.evaluation.coco import CocoEvaluator
+from sdpt_ext.evaluation.lvis import LvisEvaluator
 from sdpt_ext.models.glip.captions import longest_caption
 from sdpt_ext.models.loading import image_encoder
 
@@ -54,16 +56,18 @@ def evaluate_model(
         num_workers=num_workers,
         collate_fn=EvalCollator(processor, dataset.class_names, classes_per_caption),
     )
-    evaluator = CocoEvaluator(dataset)
+    evaluator = LvisEvaluator(dataset) if isinstance(dataset, LvisDataset) else CocoEvaluator(dataset)
     with _evaluation_mode(model), tqdm(total=len(dataset), desc="evaluate", unit="image", disable=not progress) as bar:
         for batch in loader:
-            detections = detect_groups(model, processor, batch)
+            detections = detect_groups(model, processor, batch, evaluator.max_detections)
             evaluator.update(batch["image_id"], detections)
             bar.update(len(detections))
     return evaluator.results(), evaluator.predictions
 
 
-def detect_groups(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+def detect_groups(
+    model: nn.Module, processor: Any, batch: Mapping[str, Any], max_detections: int | None = None
+) -> list[dict[str, Tensor]]:
     """Detections of a batch of `EvalCollator`: those of all its captions, by descending score, as `detect` gives them.
 
     As in GLIP's own evaluation of many classes nothing is suppressed from one caption to another.
@@ -71,7 +75,7 @@ def detect_groups(model: nn.Module, processor: Any, batch: Mapping[str, Any]) ->
     device = next(model.parameters()).device
     images = {key: value.to(device) if key in processor.model_input_names else value for key, value in batch.items()}
     with _images_encoded_once(model):
-        found = [detect(model, processor, {**images, **caption}) for caption in batch["captions"]]
+        found = [detect(model, processor, {**images, **caption}, max_detections) for caption in batch["captions"]]
     return [_joined(parts) for parts in zip(*found, strict=True)]
 
 
@@ -102,8 +106,13 @@ def _images_encoded_once(model: nn.Module) -> Iterator[None]:
 
 # Not inference_mode: what a module caches on its first forward must stay usable for training.
 @torch.no_grad()
-def detect(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+def detect(
+    model: nn.Module, processor: Any, batch: Mapping[str, Any], max_detections: int | None = None
+) -> list[dict[str, Tensor]]:
     """Detections of a batch that the processor made, boxes in pixels of the original images (inclusive xyxy).
+
+    Args:
+        max_detections: boxes per image and caption; None for the processor's own limit.
 
     Returns:
         Per image "scores" (D,), "labels" (D,) 1-based and "boxes" (D, 4), by descending score.
@@ -116,8 +125,9 @@ def detect(model: nn.Module, processor: Any, batch: Mapping[str, Any]) -> list[d
         name: inputs[name][:, :read] for name in ("input_ids", "attention_mask", "token_type_ids") if name in inputs
     }
     outputs = model(**inputs | captions)
+    limit = {} if max_detections is None else {"max_detections": max_detections}
     return processor.post_process_object_detection(
-        outputs, batch["label_to_tokens"], batch["image_sizes"], batch["original_sizes"]
+        outputs, batch["label_to_tokens"], batch["image_sizes"], batch["original_sizes"], **limit
     )
 
 

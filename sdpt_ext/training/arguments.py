@@ -34,7 +34,9 @@ class RunArguments:
     )
     data: str = field(
         default=DEFAULT_SOURCE,
-        metadata={"help": "A folder with train/ val/ test/ and annotations/, or shapes:TASK, coco:DIR, odinw:NAME."},
+        metadata={
+            "help": "A folder with train/ val/ test/ and annotations/, or shapes:TASK, coco:DIR, lvis:DIR, odinw:NAME."
+        },
     )
     shots: int | None = field(
         default=None, metadata={"help": "Train on K images per class, drawn with --seed; all images if not given."}

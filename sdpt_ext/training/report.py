@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-_RATES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+from sdpt_ext.evaluation.coco import LISTED_CLASSES
+
 _COLUMNS = "{:<22}{:>10}{:>10}{:>10}"
 
 
@@ -21,8 +22,10 @@ def final_table(metrics: dict[str, Any]) -> str:
     """
     zero_shot, tuned = metrics["zero_shot"], metrics["tuned"]
     lines = [_COLUMNS.format("test split", "zero-shot", "tuned", "gain")]
-    lines += [_row(name, zero_shot[name], tuned[name]) for name in _RATES]
-    lines += ["", *(_row(name, zero_shot["per_class"][name], ap) for name, ap in tuned["per_class"].items()), ""]
+    lines += [_row(name, zero_shot[name], ap) for name, ap in tuned.items() if name != "per_class"]
+    if len(tuned["per_class"]) <= LISTED_CLASSES:
+        lines += ["", *(_row(name, zero_shot["per_class"][name], ap) for name, ap in tuned["per_class"].items())]
+    lines.append("")
     return "\n".join(lines + _costs(metrics))
 
 
