@@ -8,7 +8,16 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from sdpt_ext.data.sources import DEFAULT_SOURCE
-from sdpt_ext.tuners import METHODS, Config, LoRAConfig, SDPTConfig
+from sdpt_ext.tuners import (
+    METHODS,
+    BottleneckConfig,
+    Config,
+    CoOpConfig,
+    LoRAConfig,
+    PromptConfig,
+    SDPTConfig,
+    TextPromptConfig,
+)
 from sdpt_ext.tuners.sdpt import Init, TextPrompts
 
 
@@ -59,7 +68,9 @@ class RunArguments:
         },
     )
     method: str = field(default="sdpt", metadata={"help": "How the model is tuned.", "choices": list(METHODS)})
-    num_tokens: int = field(default=10, metadata={"help": "SDPT: prototype tokens per fusion layer."})
+    num_tokens: int = field(
+        default=10, metadata={"help": "SDPT, VPT, MaPLe, UPT: prompts per fusion layer; CoOp: context vectors."}
+    )
     text_prompts: TextPrompts = field(
         default="visible",
         metadata={"help": "SDPT: whether image tokens attend to the text-side prompts (masked: the released code)."},
@@ -71,11 +82,11 @@ class RunArguments:
     gate: Literal["none", "zero"] = field(
         default="none",
         metadata={
-            "help": "SDPT: with zero, what the prompts add is multiplied by factors that start at zero, so that step 0 "
-            "equals the zero-shot model exactly (default for nano: zero)."
+            "help": "SDPT, VPT, MaPLe, UPT: with zero, what the prompts add is multiplied by factors that start at "
+            "zero, so that step 0 equals the zero-shot model exactly (default for nano: zero)."
         },
     )
-    rank: int = field(default=8, metadata={"help": "LoRA: rank of the updates."})
+    rank: int = field(default=8, metadata={"help": "LoRA: rank of the updates; adapter: width of the bottlenecks."})
     host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})
     cache_features: str = field(
         default="auto",
@@ -99,13 +110,25 @@ class RunArguments:
 
     def tuning_config(self) -> Config:
         """The options of `sdpt_ext.tuners.apply_method`."""
-        if self.method == "lora":
-            return LoRAConfig(rank=self.rank, alpha=2 * self.rank, host_dropout=self.host_dropout)
+        match self.method:
+            case "vpt" | "maple" | "upt":
+                return PromptConfig(self.num_tokens, self._gate(), self.host_dropout)
+            case "text_prompt":
+                return TextPromptConfig(self.host_dropout)
+            case "coop":
+                return CoOpConfig(self.num_tokens, self.host_dropout)
+            case "adapter":
+                return BottleneckConfig(self.rank, self.host_dropout)
+            case "lora":
+                return LoRAConfig(rank=self.rank, alpha=2 * self.rank, host_dropout=self.host_dropout)
         return SDPTConfig(
             num_tokens=self.num_tokens,
             layers=None if self.layers is None else tuple(self.layers),
             text_prompts=self.text_prompts,
             init=self.init,
-            gate="zero" if self.gate == "zero" else None,
+            gate=self._gate(),
             host_dropout=self.host_dropout,
         )
+
+    def _gate(self) -> Literal["zero"] | None:
+        return "zero" if self.gate == "zero" else None

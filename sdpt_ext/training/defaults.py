@@ -34,6 +34,12 @@ SHARED: dict[str, Any] = {
 
 BY_METHOD: dict[str, dict[str, Any]] = {
     "sdpt": {"learning_rate": 5e-2, "weight_decay": 0.0},
+    "vpt": {"learning_rate": 5e-2, "weight_decay": 0.0},
+    "maple": {"learning_rate": 5e-3, "weight_decay": 0.0},
+    "upt": {"learning_rate": 5e-3, "weight_decay": 0.0},
+    "text_prompt": {"learning_rate": 5e-2, "weight_decay": 0.0},
+    "coop": {"learning_rate": 2e-3, "weight_decay": 0.0},
+    "adapter": {"learning_rate": 1e-3, "weight_decay": 0.0},
     "lora": {"learning_rate": 1e-3, "weight_decay": 0.0},
     "full": {"learning_rate": 1e-4},
     "linear_probe": {"learning_rate": 1e-3},
@@ -53,6 +59,12 @@ BY_DATA: dict[str, dict[str, Any]] = {
 # do not compete with its few tokens for attention learn raccoon, bccd and aquarium better in the same number of steps.
 FOR_NANO: dict[str, dict[str, Any]] = {
     "sdpt": {"learning_rate": 0.4, "gate": "zero"},
+    "vpt": {"learning_rate": 0.4, "gate": "zero"},
+    "maple": {"learning_rate": 5e-2, "gate": "zero"},
+    "upt": {"learning_rate": 1e-2, "gate": "zero"},
+    "text_prompt": {"learning_rate": 5e-2},
+    "coop": {"learning_rate": 5e-2},
+    "adapter": {"learning_rate": 5e-3},
     "lora": {"learning_rate": 5e-3},
     "full": {"learning_rate": 5e-4},
     "linear_probe": {"learning_rate": 5e-3},

@@ -9,11 +9,14 @@ from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
 from . import baselines
 from .adapter import ADAPTER_METHODS, adapter_disabled, load_adapter, save_adapter
+from .bottleneck import BottleneckConfig
 from .freezing import trainable_parameters
 from .lora import LoRAConfig
+from .prompts import PromptConfig
 from .sdpt import Model, SDPTConfig, tune
+from .text_prompts import CoOpConfig, TextPromptConfig
 
-Config: TypeAlias = SDPTConfig | LoRAConfig
+Config: TypeAlias = SDPTConfig | PromptConfig | TextPromptConfig | CoOpConfig | BottleneckConfig | LoRAConfig
 
 METHODS: dict[str, Callable[[Any, Any], object]] = {
     **{name: method.apply for name, method in ADAPTER_METHODS.items()},
@@ -22,7 +25,7 @@ METHODS: dict[str, Callable[[Any, Any], object]] = {
     "bitfit": baselines.bitfit,
     "none": baselines.none,
 }
-_FOR_EVERY_HOST = ("sdpt", "none")
+_FOR_EVERY_HOST = ("sdpt", "vpt", "maple", "upt", "none")
 
 
 class UnsupportedHostError(TypeError, ValueError):
@@ -33,7 +36,8 @@ def apply_method(model: Model, method: str, config: Config | None = None) -> Mod
     """Prepare ``model`` for a tuning method in place.
 
     Args:
-        config: the method's options, and ``host_dropout``: a ``LoRAConfig`` for "lora", else an ``SDPTConfig``.
+        config: the method's options, and ``host_dropout``, of the class that ``ADAPTER_METHODS`` names; of methods
+            that are not there, an ``SDPTConfig`` whose other options say nothing.
 
     Raises:
         UnsupportedHostError: the method does not know this kind of model.
@@ -54,8 +58,12 @@ def apply_method(model: Model, method: str, config: Config | None = None) -> Mod
 
 __all__ = [
     "METHODS",
+    "BottleneckConfig",
+    "CoOpConfig",
     "LoRAConfig",
+    "PromptConfig",
     "SDPTConfig",
+    "TextPromptConfig",
     "UnsupportedHostError",
     "adapter_disabled",
     "apply_method",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from sdpt_ext.data.atomic import replacing, write_json
+from sdpt_ext.models.glip.text import GlipTextEncoder
 
+from .added import emptied, state_of
+from .bottleneck import Bottleneck, BottleneckConfig, BottleneckedLinear, adapter
 from .freezing import thawed
 from .hosts import fusion_layers
 from .lora import LoRAConfig, lora, lora_state, without_lora
-from .sdpt import Model, SDPTConfig, prompt_state, tune, without_prompts
+from .prompts import CoupledPrompts, ImagePrompts, PromptConfig, UnifiedPrompts, maple, upt, vpt
+from .sdpt import Model, PrototypeTokens, SDPTConfig, tune, without_prompts
+from .text_prompts import ContextVectors, CoOpConfig, PositionTable, TextPromptConfig, coop, text_prompt
 
 
 class AdapterMethod(NamedTuple):
@@ -38,7 +44,28 @@ class AdapterMethod(NamedTuple):
 
 
 ADAPTER_METHODS = {
-    "sdpt": AdapterMethod(SDPTConfig, tune, prompt_state, without_prompts),
+    "sdpt": AdapterMethod(SDPTConfig, tune, partial(state_of, kind=PrototypeTokens), without_prompts),
+    "vpt": AdapterMethod(PromptConfig, vpt, partial(state_of, kind=ImagePrompts), without_prompts),
+    "maple": AdapterMethod(PromptConfig, maple, partial(state_of, kind=CoupledPrompts), without_prompts),
+    "upt": AdapterMethod(PromptConfig, upt, partial(state_of, kind=UnifiedPrompts), without_prompts),
+    "text_prompt": AdapterMethod(
+        TextPromptConfig,
+        text_prompt,
+        partial(state_of, kind=PositionTable),
+        partial(emptied, holder=GlipTextEncoder, slot="prompt"),
+    ),
+    "coop": AdapterMethod(
+        CoOpConfig,
+        coop,
+        partial(state_of, kind=ContextVectors),
+        partial(emptied, holder=GlipTextEncoder, slot="context"),
+    ),
+    "adapter": AdapterMethod(
+        BottleneckConfig,
+        adapter,
+        partial(state_of, kind=Bottleneck),
+        partial(emptied, holder=BottleneckedLinear, slot="bottleneck"),
+    ),
     "lora": AdapterMethod(LoRAConfig, lora, lora_state, without_lora),
 }
 CONFIG_NAME = "adapter_config.json"
@@ -73,7 +100,10 @@ def save_adapter(model: nn.Module, directory: str | Path) -> None:
     """
     states = {name: state for name, method in ADAPTER_METHODS.items() if (state := method.state(model))}
     if not states:
-        raise ValueError("this model has no SDPT prompts to save: call sdpt_ext.tune(model, config) first")
+        raise ValueError(
+            "this model has no adapter to save: call sdpt_ext.tune(model) first, or "
+            f"sdpt_ext.tuners.apply_method(model, method) with one of {', '.join(ADAPTER_METHODS)}"
+        )
     if len(states) > 1:
         raise ValueError(f"this model was tuned by {' and '.join(states)}; an adapter holds what one method added")
     ((name, state),) = states.items()
@@ -159,8 +189,8 @@ def _load_state(model: nn.Module, expected: dict[str, Tensor], state: dict[str, 
 def adapter_disabled(model: Model) -> Iterator[Model]:
     """Within the context the model is the untuned host, bit for bit, gradients of its parameters included."""
     with ExitStack() as stack:
-        for method in ADAPTER_METHODS.values():
-            stack.enter_context(method.without(model))
+        for without in {method.without for method in ADAPTER_METHODS.values()}:
+            stack.enter_context(without(model))
         stack.enter_context(thawed(model))
         yield model
 

@@ -53,7 +53,7 @@ def thawed(model: nn.Module) -> Iterator[None]:
     trained: set[str] | None = getattr(model, "trained_before", None)
     flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
     for name, parameter, trains in flags:
-        # PEFT puts its own module around a layer, and the layer's name changes.
+        # PEFT and BottleneckedLinear put a module around a layer, and the layer's name changes.
         parameter.requires_grad_(trains if trained is None else name.replace(".base_layer.", ".") in trained)
     try:
         yield

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sdpt_ext.nn import FusionAttention, Memo, PromptRows
 
+from .added import state_of
 from .freezing import freeze
 from .hosts import fusion_layers
 from .inverse_projection import InverseProjection
@@ -137,7 +138,7 @@ def tune(model: Model, config: SDPTConfig | None = None) -> Model:
 
 def prompt_state(model: nn.Module) -> dict[str, Tensor]:
     """The prompt tensors by their name in the model's state dict, in the order of the layers."""
-    return {name: value for name, value in model.state_dict().items() if ".prompt." in name}
+    return state_of(model, PrototypeTokens)
 
 
 @contextmanager

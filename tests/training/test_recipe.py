@@ -11,6 +11,8 @@ import yaml
 
 from sdpt_ext.training.defaults import BY_METHOD, FOR_NANO, SHARED, defaults_for
 from sdpt_ext.training.recipe import ArgumentError, flag_names, parse_arguments
+from sdpt_ext.tuners import METHODS, BottleneckConfig, CoOpConfig, LoRAConfig, PromptConfig, TextPromptConfig
+from sdpt_ext.tuners.adapter import ADAPTER_METHODS
 
 
 def write(path: Path, content: object) -> str:
@@ -48,6 +50,31 @@ def test_method_and_model_choose_the_learning_rate() -> None:
 )
 def test_prompts_of_nano_are_gated_unless_a_flag_says_no(flags: list[str], gate: str | None) -> None:
     assert parse_arguments(flags).run.tuning_config().gate == gate
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("vpt", PromptConfig(4, "zero", host_dropout=True)),
+        ("text_prompt", TextPromptConfig(host_dropout=True)),
+        ("coop", CoOpConfig(4, host_dropout=True)),
+        ("adapter", BottleneckConfig(5, host_dropout=True)),
+        ("lora", LoRAConfig(5, alpha=10, host_dropout=True)),
+    ],
+)
+def test_flags_become_the_options_of_the_method(method: str, config: object) -> None:
+    flags = ["--method", method, "--num_tokens", "4", "--rank", "5", "--gate", "zero", "--host_dropout"]
+    assert parse_arguments(flags).run.tuning_config() == config
+
+
+@pytest.mark.parametrize("method", ADAPTER_METHODS)
+def test_options_fit_the_method(method: str) -> None:
+    config = parse_arguments(["--method", method]).run.tuning_config()
+    assert type(config) is ADAPTER_METHODS[method].config
+
+
+def test_every_method_that_trains_has_learning_rates() -> None:
+    assert BY_METHOD.keys() == FOR_NANO.keys() == METHODS.keys() - {"none"}
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json"])

@@ -259,9 +259,12 @@ def measure_again(model: Path, adapter: Path, data: Path) -> float:
     return json.loads((folder / "metrics.json").read_text())["AP"]
 
 
-def test_lora_makes_an_adapter(train: Train, tmp_path: Path, model_folder: Path, data_folder: Path) -> None:
+@pytest.mark.parametrize("method", ["upt", "coop", "adapter", "lora"])
+def test_other_methods_make_an_adapter(
+    train: Train, tmp_path: Path, model_folder: Path, data_folder: Path, method: str
+) -> None:
     output = tmp_path / "run"
-    train(output, "--method", "lora", "--rank", 2, "--max_steps", 3, "--eval_steps", 2)
+    train(output, "--method", method, "--rank", 2, "--num_tokens", 3, "--max_steps", 3, "--eval_steps", 2)
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["trainable_params"] == sum(tensor.numel() for tensor in weights(output).values())
     assert measure_again(model_folder, output, data_folder) == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
@@ -282,7 +285,7 @@ def test_grounding_dino_is_tuned_and_measured_as_glip_is(
     assert measure_again(host, output, data_folder) == pytest.approx(metrics["tuned"]["AP"], abs=1e-6)
     for flags, message in (
         (("--cache_features", tmp_path / "cache"), "needs a GLIP"),
-        (("--method", "lora"), "choose one of sdpt, none"),
+        (("--method", "lora"), "choose one of sdpt, vpt, maple, upt, none"),
     ):
         with pytest.raises(SystemExit):
             train(tmp_path / "refused", "--model", host, "--max_steps", 1, *flags)

@@ -52,7 +52,7 @@ def test_disabled_adapter_is_the_zero_shot_model(tmp_path: Path) -> None:
 
 
 def test_untuned_model_has_nothing_to_save(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no SDPT prompts"):
+    with pytest.raises(ValueError, match="no adapter to save"):
         sdpt_ext.save_adapter(nano(), tmp_path)
     assert not list(tmp_path.iterdir())
 

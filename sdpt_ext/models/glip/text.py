@@ -22,11 +22,17 @@ class GlipTextEncoder(nn.Module):
 
     GLIP hands the hidden states of every position to the head, padding included. At rest (in evaluation mode, where no
     gradient is wanted) the captions of the last images are remembered as long as no weight changes.
+
+    Attributes:
+        context: None, or a module that encodes captions with words of its own: (BERT, ids, mask) -> hidden states.
+        prompt: None, or a module (B, T, C) -> (B, T, C) behind BERT; what it makes of a caption is not remembered.
     """
 
     def __init__(self, config: GlipConfig) -> None:
         super().__init__()
         self.model = BertModel(cast(BertConfig, config.text_config), add_pooling_layer=False)
+        self.context: nn.Module | None = None
+        self.prompt: nn.Module | None = None
         self._captions: Memo[CaptionCache] = Memo()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -48,14 +54,21 @@ class GlipTextEncoder(nn.Module):
                 f"input_ids has {input_ids.shape[1]} tokens per caption but the text encoder takes at most {longest}; "
                 "split the classes over several captions"
             )
+        hidden = self._remembered(input_ids, attention_mask)
+        return hidden if self.prompt is None else self.prompt(hidden)
+
+    def _remembered(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if not self._follows_from_weights():
             self._captions.clear()
             return self._encode(input_ids, attention_mask)
-        captions = self._captions((*self.model.parameters(), *self.model.buffers()), CaptionCache)
+        context = () if self.context is None else self.context.parameters()
+        captions = self._captions((*self.model.parameters(), *self.model.buffers(), *context), CaptionCache)
         key = (self.model.config._attn_implementation, _content(input_ids), _content(attention_mask))
         return captions.get(key, lambda: self._encode(input_ids, attention_mask))
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.context is not None:
+            return self.context(self.model, input_ids, attention_mask)
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def _follows_from_weights(self) -> bool:
