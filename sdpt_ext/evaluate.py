@@ -14,6 +14,7 @@ from sdpt_ext.data.atomic import write_json
 from sdpt_ext.data.sources import DEFAULT_SOURCE, open_dataset
 from sdpt_ext.evaluation.coco import metrics_table, save_predictions
 from sdpt_ext.evaluation.inference import evaluate_model
+from sdpt_ext.evaluation.sharing import process_group, rank_and_size
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,7 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m sdpt_ext.evaluate",
         description="Measure the average precision of a detector (COCO's definition, by pycocotools, or LVIS's).",
         epilog="Written to --output_dir: metrics.json (average precisions as fractions, per class too, and speed) and "
-        "predictions_SPLIT.json (COCO results: boxes as x, y, width, height in pixels of the original image).",
+        "predictions_SPLIT.json (COCO results: boxes as x, y, width, height in pixels of the original image). "
+        "Several GPUs share the images: torchrun --nproc_per_node 4 -m sdpt_ext.evaluate ...",
     )
     add_model_arguments(parser)
     data = parser.add_argument_group("data")
@@ -57,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate from the command line."""
     arguments = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
+    with process_group(arguments.device):
+        _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = open_dataset(arguments.data, arguments.split)
@@ -73,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes_per_caption=arguments.classes_per_caption,
     )
     seconds = time.perf_counter() - started
+    if rank_and_size()[0] > 0:
+        return
     save_predictions(folder / f"predictions_{arguments.split}.json", predictions)
     write_json(folder / "metrics.json", {**metrics, **_circumstances(arguments, len(dataset), seconds)})
     print(f"{arguments.model} on {arguments.data}, {arguments.split} split, {len(dataset)} images")

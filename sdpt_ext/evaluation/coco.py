@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from sdpt_ext.data.atomic import write_text
 from sdpt_ext.data.transforms import corners_to_coco
+from sdpt_ext.evaluation.sharing import gathered
 
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 NO_GROUND_TRUTH = -1.0
@@ -73,6 +75,13 @@ class CocoEvaluator:
             best = found["scores"].argsort(descending=True, stable=True)[: self.max_detections]
             counted = {key: values[best] for key, values in found.items()}
             self.predictions += _coco_results(image_id, counted, self.dataset.category_ids)
+
+    def gather(self) -> None:
+        """Give every process the images of all, in the data set's order; all processes must call this."""
+        image_ids, predictions = zip(*gathered((self._image_ids, self.predictions)), strict=True)
+        place = {image_id: number for number, image_id in enumerate(self.dataset.coco.imgs)}
+        self._image_ids = set().union(*image_ids)
+        self.predictions = sorted(chain(*predictions), key=lambda prediction: place[prediction["image_id"]])
 
     def results(self) -> dict[str, Any]:
         """Average precision over the images added so far.

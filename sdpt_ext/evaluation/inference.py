@@ -16,6 +16,7 @@ from sdpt_ext.data.collate import EvalCollator
 from sdpt_ext.data.lvis import LvisDataset
 from sdpt_ext.evaluation.coco import CocoEvaluator
 from sdpt_ext.evaluation.lvis import LvisEvaluator
+from sdpt_ext.evaluation.sharing import own_batches, rank_and_size
 from sdpt_ext.models.glip.captions import longest_caption
 from sdpt_ext.models.loading import image_encoder
 
@@ -32,13 +33,14 @@ def evaluate_model(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Average precision of a detector on a data set.
 
-    The model is in evaluation mode meanwhile and then in the mode it was in.
+    The model is in evaluation mode meanwhile and then in the mode it was in. The processes of an initialised
+    `torch.distributed` share the batches; all must call this, and all get what one alone would.
 
     Args:
         processor: a `GlipProcessor`.
         dataset: a data set of `sdpt_ext.data.sources.open_dataset`.
         device: where to run; the model stays there. None: where the model is.
-        progress: show a progress bar.
+        progress: show a progress bar, in the first process.
         num_workers: processes that read images; 0 reads them in this one.
         classes_per_caption: classes that are asked for together; None for as many as one caption holds.
 
@@ -50,18 +52,21 @@ def evaluate_model(
     """
     if device is not None:
         model.to(device)
+    batches = own_batches(len(dataset), batch_size)
     loader = DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=EvalCollator(processor, dataset.class_names, classes_per_caption),
     )
     evaluator = LvisEvaluator(dataset) if isinstance(dataset, LvisDataset) else CocoEvaluator(dataset)
-    with _evaluation_mode(model), tqdm(total=len(dataset), desc="evaluate", unit="image", disable=not progress) as bar:
+    hidden, images = not progress or rank_and_size()[0] > 0, sum(map(len, batches))
+    with _evaluation_mode(model), tqdm(total=images, desc="evaluate", unit="image", disable=hidden) as bar:
         for batch in loader:
             detections = detect_groups(model, processor, batch, evaluator.max_detections)
             evaluator.update(batch["image_id"], detections)
             bar.update(len(detections))
+    evaluator.gather()
     return evaluator.results(), evaluator.predictions
 
 

@@ -29,6 +29,7 @@ class InterruptCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._stopping = False
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptCallback:
@@ -53,7 +54,8 @@ class InterruptCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if self._anyone_stopped(args.device):
+        self._stopping = self._anyone_stopped(args.device)
+        if self._stopping:
             control.should_save = True
             control.should_training_stop = True
         return control
@@ -61,8 +63,9 @@ class InterruptCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        # The Trainer also ends the epoch it breaks out of; its evaluation would be one that no full run has.
-        if self.received is not None and state.global_step < state.max_steps:
+        # The Trainer also ends the epoch it breaks out of; its evaluation would be one that no full run has. Processes
+        # share evaluations, so that what all have agreed on decides, not a signal that came to one since.
+        if self._stopping and state.global_step < state.max_steps:
             control.should_save = control.should_evaluate = False
         return control
 
