@@ -22,7 +22,7 @@ def class_groups(processor: GlipProcessor, names: Sequence[str], size: int | Non
     groups, start = [], 0
     while start < len(names):
         wanted = names[start:] if size is None else names[start : start + size]
-        count = fitting_names(processor, wanted)
+        count = fitting_names(processor, wanted, processor.config.max_text_tokens)
         if count == 0 or (size is not None and count < len(wanted)):
             raise ValueError(_too_long(processor, wanted, count))
         groups.append(range(start + 1, start + 1 + count))
@@ -30,9 +30,8 @@ def class_groups(processor: GlipProcessor, names: Sequence[str], size: int | Non
     return groups
 
 
-def fitting_names(processor: GlipProcessor, names: Sequence[str]) -> int:
-    """How many of the first names one caption holds."""
-    limit = processor.config.max_text_tokens
+def fitting_names(processor: GlipProcessor, names: Sequence[str], limit: int) -> int:
+    """How many of the first names a caption of ``limit`` tokens holds."""
     # A name has one token at least.
     counts = range(1, min(len(names), limit) + 1)
     return bisect_right(counts, limit, key=lambda count: processor.count_tokens(names[:count]))
@@ -59,7 +58,9 @@ def draw_labels(
     shown = set(present)
     drawn = _shuffled(shown, generator) + _shuffled(set(absent) - shown, generator)
     drawn = drawn[:size]
-    return _shuffled(drawn[: fitting_names(processor, [names[label - 1] for label in drawn])], generator)
+    # In a full caption GLIP's loss takes the last token for "no object", and pulls it up on all of the background.
+    limit = processor.config.max_text_tokens - 1
+    return _shuffled(drawn[: fitting_names(processor, [names[label - 1] for label in drawn], limit)], generator)
 
 
 def _shuffled(labels: Iterable[int], generator: random.Random) -> list[int]:

@@ -37,7 +37,7 @@ def test_groups_of_a_given_size(processor: GlipProcessor) -> None:
 def test_what_does_not_fit_is_named(processor: GlipProcessor) -> None:
     with pytest.raises(ValueError, match=r"class name 'a a .* alone is longer than the 256 tokens.* shorten it"):
         class_groups(processor, ["star", "a " * 300])
-    count = fitting_names(processor, NAMES)
+    count = fitting_names(processor, NAMES, 256)
     with pytest.raises(ValueError, match=rf"--classes_per_caption 120 is too many: .*'star 0'.*; {count} of these"):
         class_groups(processor, NAMES, 120)
 
@@ -46,10 +46,15 @@ def test_a_drawn_caption_holds_the_image_and_is_full(processor: GlipProcessor) -
     drawn = draw_labels(processor, NAMES, [7, 3, 7], range(1, 151), random.Random(0))
     assert {3, 7} < set(drawn) and len(set(drawn)) == len(drawn)
     longest = max(tokens(processor, [label]) for label in range(1, 151))
-    assert 256 - longest < tokens(processor, drawn) <= 256
+    assert 256 - longest < tokens(processor, drawn) < 256, "full but for the place that GLIP's loss keeps"
     assert drawn != sorted(drawn)
     assert drawn == draw_labels(processor, NAMES, [7, 3], range(1, 151), random.Random(0))
     assert drawn != draw_labels(processor, NAMES, [7, 3], range(1, 151), random.Random(1))
+
+
+def test_a_drawn_caption_is_never_full_to_the_last_token(processor: GlipProcessor) -> None:
+    lengths = {tokens(processor, draw_labels(processor, NAMES, [], range(1, 151), random.Random(s))) for s in range(30)}
+    assert max(lengths) == 255
 
 
 def test_only_allowed_labels_are_drawn(processor: GlipProcessor) -> None:
