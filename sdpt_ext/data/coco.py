@@ -133,7 +133,7 @@ def _with_good_images(content: dict[str, Any], files: SplitFiles, strict: bool) 
     }
     if problems and strict:
         raise next(iter(problems.values()))
-    if len(problems) == len(content["images"]):
+    if problems and len(problems) == len(content["images"]):
         raise OSError(
             f"{files.annotations}: none of its {len(problems)} images can be used; the first: "
             f"{next(iter(problems.values()))}"

@@ -89,6 +89,13 @@ def test_bad_files(change: Callable[[dict[str, Any]], None], expected: str, tmp_
         LvisDataset(tmp_path, "train")
 
 
+def test_nothing_known_of_any_image(tmp_path: Path) -> None:
+    content = folders.lvis_content()
+    folders.write_lvis(tmp_path, {**content, "images": content["images"][2:], "annotations": []})
+    with pytest.raises(ValueError, match=r"lvis_v1_train.json has no box on any usable image"):
+        LvisDataset(tmp_path, "train")
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none of lvis_v1_train.json, .*no .json file.*lvisdataset.org"):
         open_dataset(f"lvis:{tmp_path}", "train")
