@@ -51,6 +51,20 @@ using BiAttentionBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(c
                                                                                double dropout_p,
                                                                                int64_t seed);
 
+// -> keys, key_bias and values with the prompts behind the text, and the prompts' image rows.
+using JoinPrompts = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor& keys,
+                                                               const Tensor& key_bias,
+                                                               const Tensor& values,
+                                                               const Tensor& tokens,
+                                                               const Tensor& weight,
+                                                               const Tensor& offset);
+
+using JoinPromptsBackward = Tensor(const Tensor& grad_keys,
+                                   const Tensor& grad_bias,
+                                   const Tensor& grad_values,
+                                   const Tensor& grad_image_rows,
+                                   const Tensor& weight);
+
 using DeformConv2d = Tensor(const Tensor& input,
                             const Tensor& offset,
                             const std::optional<Tensor>& mask,
@@ -96,6 +110,8 @@ namespace cuda {
 
 BiAttention bi_attention;
 BiAttentionBackward bi_attention_backward;
+JoinPrompts join_prompts;
+JoinPromptsBackward join_prompts_backward;
 DeformConv2d deform_conv2d;
 DeformConv2dBackwardData deform_conv2d_backward_data;
 DeformConv2dBackwardWeight deform_conv2d_backward_weight;

@@ -15,6 +15,14 @@ STABLE_TORCH_LIBRARY(sdpt_ext, m) {
       "bi_attention_backward(Tensor grad_y, Tensor grad_u, Tensor grad_mass, Tensor x, Tensor keys, Tensor key_bias, "
       "Tensor values, Tensor? prompts, Tensor? image_mask, Tensor u, Tensor mass, Tensor image_lse, Tensor text_lse, "
       "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // Prompt rows offset + tokens weight^T, behind the text -> keys, key_bias, values, image rows; not on every device
+  m.def(
+      "join_prompts(Tensor keys, Tensor key_bias, Tensor values, Tensor tokens, Tensor weight, Tensor offset) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  // -> gradient of the tokens
+  m.def(
+      "join_prompts_backward(Tensor grad_keys, Tensor grad_bias, Tensor grad_values, Tensor grad_image_rows, "
+      "Tensor weight) -> Tensor");
   m.def(
       "deform_conv2d(Tensor input, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, "
       "int[] stride, int[] padding) -> Tensor");

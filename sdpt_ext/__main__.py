@@ -61,6 +61,8 @@ def _operators() -> Iterator[tuple[str, str]]:
 def _explain(operator: str, device_type: str) -> str:
     if operator not in _library.COMPILED_OPERATORS:
         return "torch: it has no compiled kernel"
+    if operator in _library.GPU_OPERATORS and not _library.has_kernel(operator, device_type):
+        return "torch: it has a kernel for GPUs alone"
     asked = _library.requested_backend()
     if asked == "torch":
         return "torch: SDPT_EXT_BACKEND=torch asks for it"

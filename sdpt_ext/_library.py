@@ -19,7 +19,9 @@ import torch
 from sdpt_ext import _self_check
 
 BACKENDS = ("auto", "ext", "torch")
-COMPILED_OPERATORS = ("bi_attention", "deform_conv2d", "nms")
+COMPILED_OPERATORS = ("bi_attention", "deform_conv2d", "join_prompts", "nms")
+GPU_OPERATORS = ("join_prompts",)
+"""Those that save launches, and have no kernel where a launch costs nothing."""
 _REBUILD = "reinstall with `pip install .` where torch and a C++ compiler are available"
 
 

@@ -110,4 +110,19 @@ def _nms(draw: _Draw, backend: str) -> list[Tensor]:
     return [nms(boxes, draw(150), labels, 0.3, backend=backend)]
 
 
-_PROBLEMS: dict[str, _Problem] = {"bi_attention": _bi_attention, "deform_conv2d": _deform_conv2d, "nms": _nms}
+def _join_prompts(draw: _Draw, backend: str) -> list[Tensor]:
+    from sdpt_ext.ops.join_prompts import join_prompts
+
+    tensors = draw(2, 2, 5, 40), draw(2, 2, 5), draw(2, 2, 5, 40), draw(19, 100)
+    keys, bias, values, tokens = leaves = [tensor.requires_grad_() for tensor in tensors]
+    weight, offset = draw(40 + 2 * 81, 100) / 10, draw(40 + 2 * 81)
+    outputs = join_prompts(keys, bias, values, tokens, weight, offset, backend=backend)
+    return _with_gradients(outputs, leaves)
+
+
+_PROBLEMS: dict[str, _Problem] = {
+    "bi_attention": _bi_attention,
+    "deform_conv2d": _deform_conv2d,
+    "join_prompts": _join_prompts,
+    "nms": _nms,
+}

@@ -22,6 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(sdpt_ext, SDPT_EXT_DEVICE_KEY, m) {
   m.impl("bi_attention", TORCH_BOX(&sdpt_ext::cuda::bi_attention));
   m.impl("bi_attention_backward", TORCH_BOX(&sdpt_ext::cuda::bi_attention_backward));
+  m.impl("join_prompts", TORCH_BOX(&sdpt_ext::cuda::join_prompts));
+  m.impl("join_prompts_backward", TORCH_BOX(&sdpt_ext::cuda::join_prompts_backward));
   m.impl("deform_conv2d", TORCH_BOX(&sdpt_ext::cuda::deform_conv2d));
   m.impl("deform_conv2d_backward_data", TORCH_BOX(&sdpt_ext::cuda::deform_conv2d_backward_data));
   m.impl("deform_conv2d_backward_weight", TORCH_BOX(&sdpt_ext::cuda::deform_conv2d_backward_weight));

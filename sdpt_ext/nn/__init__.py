@@ -5,6 +5,7 @@ from .dyconv import DyConv, ModulatedDeformConv
 from .fusion_attention import FusionAttention
 from .fusion_inputs import AbsorbedText, FusionInputs, Projections, PromptRows
 from .memo import Memo
+from .prototype_rows import PromptMap, PrototypeRows
 
 __all__ = [
     "AbsorbedText",
@@ -16,5 +17,7 @@ __all__ = [
     "Memo",
     "ModulatedDeformConv",
     "Projections",
+    "PromptMap",
     "PromptRows",
+    "PrototypeRows",
 ]

@@ -6,12 +6,17 @@ form and the folded form of their attention, with and without prompts, from here
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
 from sdpt_ext.ops.bi_attention import add_bi_attention_, adds_in_place, bi_attention
 
 from .fusion_inputs import AbsorbedText, FusionInputs, Projections, PromptRows
+from .prototype_rows import PrototypeRows
+
+Prompts: TypeAlias = PromptRows | PrototypeRows
 
 BACKENDS = ("auto", "ext", "torch", "eager")
 _SCORE_LIMIT = 50_000.0
@@ -50,7 +55,7 @@ class FusionAttention:
         v: Tensor,
         l: Tensor,
         text_mask: Tensor | None = None,
-        prompts: PromptRows | None = None,
+        prompts: Prompts | None = None,
         backend: str = "auto",
         image_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -76,7 +81,7 @@ class FusionAttention:
         gamma: Tensor,
         l: Tensor,
         text_mask: Tensor | None = None,
-        prompts: PromptRows | None = None,
+        prompts: Prompts | None = None,
         backend: str = "auto",
     ) -> tuple[Tensor, Tensor]:
         """``v + gamma * delta_v`` and ``delta_l``, with the deltas of :meth:`attend`.
@@ -154,7 +159,7 @@ class FusionAttention:
         bias = (keys @ query_bias[..., None]).squeeze(-1)
         return AbsorbedText(keys @ query_weight, bias, self._split(p.text_values(l)) @ out_weight.mT)
 
-    def absorb_prompts(self, prompts: PromptRows) -> AbsorbedText:
+    def absorb_prompts(self, prompts: Prompts) -> AbsorbedText:
         """The text rows of the prompts as a batch of one, gate included."""
         if prompts.absorbed is not None:
             return prompts.absorbed
@@ -174,6 +179,8 @@ class FusionAttention:
         text, prompts = tokens.masked(inputs.text_mask), inputs.prompts
         if prompts is None or prompts.gate is not None:
             return text, None
+        if isinstance(prompts, PrototypeRows):
+            return prompts.join(text)
         return text.followed_by(self.absorb_prompts(prompts)) if prompts.text_visible else text, prompts.image
 
     def _forward_folded(self, inputs: FusionInputs, backend: str) -> tuple[Tensor, Tensor]:

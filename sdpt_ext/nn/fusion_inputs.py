@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .prototype_rows import PrototypeRows
 
 
 class Projections(NamedTuple):
@@ -85,7 +88,7 @@ class FusionInputs(NamedTuple):
     l: Tensor
     text_mask: Tensor | None = None
     image_mask: Tensor | None = None
-    prompts: PromptRows | None = None
+    prompts: PromptRows | PrototypeRows | None = None
 
     def with_prompts_as_tokens(self) -> FusionInputs:
         """The same without prompts: they stand behind the tokens, as the last K of both sides."""

@@ -11,14 +11,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar, get_args
 
+import torch
 from torch import Tensor, nn
 
-from sdpt_ext.nn import FusionAttention, Memo, PromptRows
+from sdpt_ext.nn import FusionAttention, Memo, PromptMap, PromptRows, PrototypeRows
+from sdpt_ext.ops.join_prompts import joins_compiled
 
 from .added import state_of
 from .freezing import freeze
 from .hosts import fusion_layers
 from .inverse_projection import InverseProjection
+from .prompt_map import prompt_map
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -83,15 +86,27 @@ class PrototypeTokens(nn.Module):
         self.text_visible = config.text_prompts == "visible"
         self.to_image, self.to_text = InverseProjection(), InverseProjection()
         self._constant_rows: Memo[PromptRows] = Memo()
+        self._constant_map: Memo[PromptMap] = Memo()
 
-    def forward(self, attention: FusionAttention) -> PromptRows:
+    def forward(self, attention: FusionAttention) -> PromptRows | PrototypeRows:
         """Map the tokens to rows (K, d_v) and (K, d_l) of the layer's two input spaces.
 
-        Where nothing needs a gradient the rows are constants: mapped and absorbed once, until a weight changes.
+        Where nothing needs a gradient the rows are constants: mapped and absorbed once, until a weight changes. In
+        training on a GPU the map itself is the constant, and one launch applies it.
         """
         weights = [tensor for layer in attention.projections for tensor in (layer.weight, layer.bias)]
+        if self._trains_alone(weights) and joins_compiled(self.prototype_tokens):
+            constant_map = self._constant_map(weights, lambda: prompt_map(attention))
+            heads = attention.num_heads
+            return PrototypeRows(self.prototype_tokens, constant_map, self.gate, heads, lambda: self._map(attention))
         own = [self.prototype_tokens] if self.gate is None else [self.prototype_tokens, self.gate]
         return self._constant_rows(own + weights, lambda: self._map(attention))
+
+    def _trains_alone(self, weights: list[Tensor]) -> bool:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        trains = self.prototype_tokens.requires_grad and not any(weight.requires_grad for weight in weights)
+        return trains and self.text_visible
 
     def _map(self, attention: FusionAttention) -> PromptRows:
         rows = PromptRows(

@@ -110,5 +110,5 @@ def test_environment_keeps_a_hoppers_own_kernels_out() -> None:
 def test_overview_names_what_was_checked() -> None:
     program = "import runpy; runpy.run_module('sdpt_ext', run_name='__main__')"
     overview = run(program, simulator.build()).stdout
-    for operator in ("bi_attention", "deform_conv2d", "nms"):
+    for operator in ("bi_attention", "deform_conv2d", "join_prompts", "nms"):
         assert f"{operator} (cpu)".ljust(22) + "ext: CUDA kernel, right on first use in torch.float32" in overview
