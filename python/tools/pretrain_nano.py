@@ -119,6 +119,20 @@ def word_cross_entropy(scores: Tensor, words: Tensor) -> Tensor:
     return -(scores.log_softmax(-1) * words).sum(-1) / words.sum(-1)
 
 
+@torch.no_grad()
+def enlarge_unread_words(model: GlipForObjectDetection) -> None:
+    """Scale the vectors of words that no caption held to the size of the others.
+
+    As small as they started, a token's position and kind outweigh them, and the names of new classes look alike.
+    """
+    text_config = cast(BertConfig, model.config.text_config)
+    vectors = model.text_encoder.model.get_input_embeddings().weight
+    sizes, limit = vectors.std(1), 1.5 * text_config.initializer_range
+    read, unread = sizes >= limit, (sizes > 0) & (sizes < limit)  # that of padding is zero for ever
+    if read.any() and unread.any():
+        vectors[unread] *= vectors[read].std() / vectors[unread].std()
+
+
 class Pretraining:
     """Model, averaged model and optimiser of a run, with a state that survives interruption."""
 
@@ -197,6 +211,7 @@ class Pretraining:
         folder = self.options.work_dir / "nano"
         model = cast(GlipForObjectDetection, self.average.module)
         model.backbone.body.set_attn_implementation("sdpa")
+        enlarge_unread_words(model)
         model.half().save_pretrained(folder)
         processor.save_pretrained(folder)
         options = {name: str(v) if isinstance(v, Path) else v for name, v in vars(self.options).items()}

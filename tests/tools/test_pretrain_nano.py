@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "python" / "tools"))
 import pretrain_nano
 from distillation import FeatureDistillation
 
+from sdpt_ext.models import GlipConfig, GlipForObjectDetection
 from sdpt_ext.models.loading import load_model
 
 
@@ -41,6 +42,22 @@ def test_a_run_goes_on_from_another_model(tmp_path: Path, monkeypatch: pytest.Mo
     shipped = load_model("nano")[0].state_dict()
     for name, value in load_model(tmp_path / "nano")[0].state_dict().items():
         assert torch.equal(value, shipped[name]), name
+
+
+def test_words_that_no_caption_held_become_as_large_as_the_others() -> None:
+    torch.manual_seed(0)
+    model = GlipForObjectDetection(GlipConfig.nano())
+    vectors = model.text_encoder.model.get_input_embeddings().weight
+    with torch.no_grad():
+        vectors[:300] *= 5
+    before = vectors.detach().clone()
+    pretrain_nano.enlarge_unread_words(model)
+    assert torch.equal(vectors[:300], before[:300])
+    torch.testing.assert_close(vectors[300:].std(), before[1:300].std())  # row 0 is padding
+    torch.testing.assert_close(vectors[300:] / vectors[300:].std(), before[300:] / before[300:].std())
+    once = vectors.detach().clone()
+    pretrain_nano.enlarge_unread_words(model)
+    assert torch.equal(vectors, once)
 
 
 def test_distillation_is_one_for_a_blind_student_and_zero_for_the_teacher_itself() -> None:
