@@ -83,7 +83,7 @@ class RunArguments:
         default="none",
         metadata={
             "help": "SDPT, VPT, MaPLe, UPT: with zero, what the prompts add is multiplied by factors that start at "
-            "zero, so that step 0 equals the zero-shot model exactly (default for nano: zero)."
+            "zero, so that step 0 equals the zero-shot model exactly (default for nano: zero, but for MaPLe)."
         },
     )
     rank: int = field(default=8, metadata={"help": "LoRA: rank of the updates; adapter: width of the bottlenecks."})

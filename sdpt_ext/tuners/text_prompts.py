@@ -111,7 +111,7 @@ class ContextVectors(nn.Module):
 
 
 def text_prompt(model: GlipForObjectDetection, config: TextPromptConfig) -> None:
-    """Freeze a detector and add a table of zeros behind its text encoder, in place (GLIP, section 4.4).
+    """Freeze a detector and add a table of zeros behind its text encoder, in place (GLIP, section 5.2).
 
     It is "language_prompt_v2" of the official code. An earlier table is replaced.
     """
