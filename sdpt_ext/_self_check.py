@@ -111,13 +111,21 @@ def _nms(draw: _Draw, backend: str) -> list[Tensor]:
 
 
 def _join_prompts(draw: _Draw, backend: str) -> list[Tensor]:
-    from sdpt_ext.ops.join_prompts import join_prompts
+    """Rows of the tokens' own precision and, under autocast, of half of it."""
+    tokens, weight, offset = draw(19, 100), draw(40 + 2 * 81, 100) / 10, draw(40 + 2 * 81)
+    under_autocast = [torch.bfloat16] if tokens.dtype == torch.float32 else []
+    results: list[Tensor] = []
+    for dtype in [tokens.dtype, *under_autocast]:
+        text = [draw(2, 2, 5, *last).to(dtype) for last in ((40,), (), (40,))]
+        results += _joined(text, tokens, weight, offset, backend)
+    return results
 
-    tensors = draw(2, 2, 5, 40), draw(2, 2, 5), draw(2, 2, 5, 40), draw(19, 100)
-    keys, bias, values, tokens = leaves = [tensor.requires_grad_() for tensor in tensors]
-    weight, offset = draw(40 + 2 * 81, 100) / 10, draw(40 + 2 * 81)
-    outputs = join_prompts(keys, bias, values, tokens, weight, offset, backend=backend)
-    return _with_gradients(outputs, leaves)
+
+def _joined(text: list[Tensor], tokens: Tensor, weight: Tensor, offset: Tensor, backend: str) -> list[Tensor]:
+    from sdpt_ext.ops import join_prompts
+
+    keys, bias, values, leaf = leaves = [tensor.detach().requires_grad_() for tensor in (*text, tokens)]
+    return _with_gradients(join_prompts(keys, bias, values, leaf, weight, offset, backend=backend), leaves)
 
 
 _PROBLEMS: dict[str, _Problem] = {

@@ -91,7 +91,7 @@ def test_gradients_are_those_of_finite_differences(backend: str) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", SIZES[1:4])
 @pytest.mark.parametrize(
     ("dtype", "token_dtype"), [(torch.float32, torch.float32), *itertools.product(HALF, (None, torch.float32))]
 )
