@@ -13,7 +13,7 @@ from sdpt_ext.tuners import PromptConfig, apply_method
 from sdpt_ext.tuners.adapter import ADAPTER_METHODS
 from sdpt_ext.tuners.hosts import fusion_layers
 
-from .test_grounding_dino import HOSTS, loss, outputs, random_host, same
+from .test_grounding_dino import HOSTS, assert_folded_equals_eager, loss, outputs, random_host, same
 
 METHODS = ("vpt", "maple", "upt")
 TEXT = IMAGE = 32
@@ -80,17 +80,7 @@ def test_round_trip_and_the_host_underneath(tmp_path: Path, method: str, host_cl
 @pytest.mark.parametrize("gate", [None, "zero"])
 @pytest.mark.parametrize("method", METHODS)
 def test_folded_equals_eager(method: str, gate: Any) -> None:
-    model = prompted(method, random_host(HOSTS[0]), gate)
-    values, gradients = {}, {}
-    for backend in ("eager", "torch"):
-        for layer in fusion_layers(model):
-            layer.holder.backend = backend
-        model.zero_grad()
-        loss(model).backward()
-        values[backend] = outputs(model)
-        gradients[backend] = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
-    torch.testing.assert_close(values["torch"], values["eager"], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(gradients["torch"], gradients["eager"], rtol=1e-7, atol=1e-9)
+    assert_folded_equals_eager(prompted(method, random_host(HOSTS[0]), gate))
 
 
 @pytest.mark.parametrize("method", METHODS)
