@@ -8,16 +8,16 @@ from sdpt_ext.data.detection import DetectionImages
 from sdpt_ext.data.transforms import resized_size
 from sdpt_ext.models.glip.processing import ProcessorConfig
 
-_WANTED_SIDE = 40.0
-"""Pixels: an object of half as many covers two cells of the finest map, and can hardly be told from its neighbours."""
-_LARGEST_FACTOR = 1.5
+_WANTED_SIDE = 50.0
+"""Pixels: an object of half as many covers three cells of the finest map, and is hard to tell from its neighbours."""
+_LARGEST_FACTOR = 2.0
 """Time and memory grow with the square."""
 
 
 def fitting_image_size(images: DetectionImages, config: ProcessorConfig) -> int:
-    """A short side at which half of the objects are at least 40 pixels large, in multiples of the padding divisor.
+    """A short side at which half of the objects are at least 50 pixels large, in multiples of the padding divisor.
 
-    It is never below the model's own size, nor over 1.5 times as large, nor larger than the pictures are.
+    It is never below the model's own size, nor over twice as large, nor larger than the pictures are.
 
     Args:
         images: a training split.

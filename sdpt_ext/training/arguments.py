@@ -63,8 +63,8 @@ class RunArguments:
     image_size: str = field(
         default="auto",
         metadata={
-            "help": "Short side of the pictures in pixels, or auto: the model's own, and up to 1.5 times as much "
-            "where most objects would be smaller than 40 pixels."
+            "help": "Short side of the pictures in pixels, or auto: the model's own, and up to twice as much where "
+            "most objects would be smaller than 50 pixels."
         },
     )
     method: str = field(default="sdpt", metadata={"help": "How the model is tuned.", "choices": list(METHODS)})

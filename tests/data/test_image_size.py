@@ -30,16 +30,16 @@ class BlankImages(DetectionImages):
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        (BlankImages((1024, 768), 120.0), 256),  # 40 pixels at the model's own size
-        (BlankImages((1024, 768), 96.0), 320),
-        (BlankImages((768, 1024), 96.0), 320),
-        (BlankImages((1024, 768), 30.0, 30.0, 500.0), 384),  # no more than 1.5 times as large
+        (BlankImages((1024, 768), 150.0), 256),  # 50 pixels at the model's own size
+        (BlankImages((1024, 768), 120.0), 320),
+        (BlankImages((768, 1024), 120.0), 320),
+        (BlankImages((1024, 768), 30.0, 30.0, 500.0), 512),  # no more than twice as large
         (BlankImages((400, 300), 30.0), 288),  # no larger than the pictures are
         (BlankImages((200, 150), 20.0), 256),
         (BlankImages((1024, 768)), 256),
     ],
 )
-def test_size_gives_objects_forty_pixels(images: BlankImages, expected: int) -> None:
+def test_size_gives_objects_fifty_pixels(images: BlankImages, expected: int) -> None:
     assert fitting_image_size(images, NANO_CONFIG) == expected
 
 
