@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 _HEADER = (
-    "| data | method | trained | zero-shot AP | zero-shot AP50 | tuned AP | tuned AP50 | minutes | seeds |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| data | method | steps | trained | zero-shot AP | zero-shot AP50 | tuned AP | tuned AP50 | minutes | seeds |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -25,7 +25,7 @@ def spread(values: list[float]) -> str:
     return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({min(values):.1f}-{max(values):.1f})"
 
 
-def row(key: tuple[str, str], runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
+def row(key: tuple[str, str, int], runs: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     def points(part: str, name: str) -> str:
         return spread([100 * metrics[part][name] for _, metrics in runs])
 
@@ -34,19 +34,19 @@ def row(key: tuple[str, str], runs: list[tuple[dict[str, Any], dict[str, Any]]])
     minutes = spread([run_metrics["seconds"] / 60 for _, run_metrics in runs])
     seeds = ", ".join(str(config["seed"]) for config, _ in runs)
     scores = [points(part, name) for part in ("zero_shot", "tuned") for name in ("AP", "AP50")]
-    return f"| {' | '.join([*key, trained, *scores, minutes, seeds])} |"
+    return f"| {' | '.join([*map(str, key), trained, *scores, minutes, seeds])} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of python -m sdpt_ext.train")
-    groups: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    groups: dict[tuple[str, str, int], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
     for folder in sorted(parser.parse_args().runs):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
         data = config["data"]
         name = data if data.startswith("shapes:") else Path(data.removeprefix("coco:")).name
-        groups[name, config["method"]].append((config, metrics))
+        groups[name, config["method"], config["max_steps"]].append((config, metrics))
     print(_HEADER)
     for key, runs in sorted(groups.items()):
         print(row(key, runs))

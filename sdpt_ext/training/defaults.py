@@ -10,7 +10,7 @@ from typing import Any
 
 SHARED: dict[str, Any] = {
     "seed": 42,
-    "max_steps": 300,
+    "max_steps": 600,
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
     "optim": "adamw_torch",
