@@ -7,10 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sdpt_ext import evaluate
 from sdpt_ext.evaluation import sharing
 from tests.data import folders
 from tests.random_detector import save_detector
@@ -44,20 +44,21 @@ def test_batches_are_shared_out_whole(
         assert [index for batch in sharing.own_batches(items, 2) for index in batch] == share
 
 
+def run(program: list[Any], *flags: Any) -> None:
+    """In one thread, as torchrun has its processes: the number of threads decides the last digits."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, *map(str, [*program, *flags])], env=environment, check=True, timeout=300)
+
+
 def test_two_processes(tmp_path: Path) -> None:
     folders.write(tmp_path / "data", folders.content(5), "test")
     (tmp_path / "worker.py").write_text(WORKER)
     options = {"--model": save_detector(tmp_path / "detector"), "--data": tmp_path / "data", "--device": "cpu"}
     flags = [str(part) for option in options.items() for part in option]
     flags += ["--batch_size", "2", "--classes_per_caption", "1", "--output_dir"]
-    evaluate.main([*flags, str(tmp_path / "alone")])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*launcher, str(tmp_path / "worker.py"), str(tmp_path), *flags, str(tmp_path / "shared")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    run(["-m", "sdpt_ext.evaluate"], *flags, tmp_path / "alone")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run([*launcher, tmp_path / "worker.py", tmp_path], *flags, tmp_path / "shared")
     alone, shared = (
         [json.loads((tmp_path / folder / name).read_text()) for name in ("metrics.json", "predictions_test.json")]
         for folder in ("alone", "shared")
