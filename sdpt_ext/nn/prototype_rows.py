@@ -45,12 +45,8 @@ class PrototypeRows:
         self._heads, self._unfolded = heads, unfolded
 
     @cached_property
-    def _textbook(self) -> PromptRows:
-        return self._unfolded()
-
-    @property
     def text(self) -> Tensor:
-        return self._textbook.text
+        return self._unfolded().text
 
     @cached_property
     def _alone(self) -> tuple[AbsorbedText, Tensor]:

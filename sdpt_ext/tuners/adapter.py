@@ -23,7 +23,7 @@ from .freezing import thawed
 from .hosts import fusion_layers
 from .lora import LoRAConfig, lora, lora_state, without_lora
 from .prompts import CoupledPrompts, ImagePrompts, PromptConfig, UnifiedPrompts, maple, upt, vpt
-from .sdpt import Model, PrototypeTokens, SDPTConfig, tune, without_prompts
+from .sdpt import Model, SDPTConfig, prompt_state, tune, without_prompts
 from .text_prompts import ContextVectors, CoOpConfig, PositionTable, TextPromptConfig, coop, text_prompt
 
 
@@ -44,7 +44,7 @@ class AdapterMethod(NamedTuple):
 
 
 ADAPTER_METHODS = {
-    "sdpt": AdapterMethod(SDPTConfig, tune, partial(state_of, kind=PrototypeTokens), without_prompts),
+    "sdpt": AdapterMethod(SDPTConfig, tune, prompt_state, without_prompts),
     "vpt": AdapterMethod(PromptConfig, vpt, partial(state_of, kind=ImagePrompts), without_prompts),
     "maple": AdapterMethod(PromptConfig, maple, partial(state_of, kind=CoupledPrompts), without_prompts),
     "upt": AdapterMethod(PromptConfig, upt, partial(state_of, kind=UnifiedPrompts), without_prompts),
