@@ -123,7 +123,7 @@ class Worker {
 
  private:
   int64_t width() const { return a_.shape.width; }
-  std::unique_ptr<Number[]> tile() const { return scratch<Number>(tiles_.rows * tiles_.stride); }
+  Scratch<Number> tile() const { return scratch<Number>(tiles_.rows * tiles_.stride); }
 
   // Rows of the image, or of the prompts, which have no output of their own and so no `grad_y`.
   void visit(const Storage* x, const Storage* grad_y, Range rows) {
@@ -230,7 +230,7 @@ class Worker {
   Panels<Element> x_rows_, grad_rows_;
   WeightTile<Element> weight_tile_;
   KeepRow<Number> keep_, row_keep_;
-  std::unique_ptr<Number[]> scores_, weights_, row_weights_, grad_x_;
+  Scratch<Number> scores_, weights_, row_weights_, grad_x_;
   std::vector<Number> text_part_;
   std::vector<Number> infinities_ = std::vector<Number>(a_.shape.text, std::numeric_limits<Number>::infinity());
   std::vector<uint32_t> image_keys_, text_keys_;

@@ -1,16 +1,13 @@
 #include <cmath>
-#include <limits>
 
 #include "../ops.h"
 #include "bi_attention_tiles.h"
 #include "dropout.h"
+#include "online_softmax.h"
 #include "parallel.h"
 
 namespace sdpt_ext::cpu {
 namespace {
-
-template <typename Number>
-constexpr Number kInfinity = std::numeric_limits<Number>::infinity();
 
 template <typename Storage, typename Element>
 struct Arguments {
@@ -21,7 +18,7 @@ struct Arguments {
   const bool* visible;    // (batch, positions) or null
   const Storage* offset;  // (width) or null: y starts from x + offset, and may then be x itself
   Storage *y, *u;
-  Number *mass, *image_lse, *text_lse;
+  Number *mass, *image_lse, *text_lse;  // image_lse may be null
 };
 
 // Keys and values of one sample, packed for the products of every tile.
@@ -45,42 +42,6 @@ struct TextOperands {
     const int64_t first = group.first * shape.tokens * shape.width, columns = group.count * shape.tokens;
     keys[index].pack(Strided<Storage>{key_rows + first, 1, shape.width}, shape.width, columns);
     values[index].pack(Strided<Storage>{value_rows + first, shape.width, 1}, columns, shape.width);
-  }
-};
-
-// Softmax over the image rows that were visited so far (Milakov and Gimelshein, 2018), for every head and text token.
-template <typename Number>
-struct OnlineSoftmax {
-  std::vector<Number> maximum, total, kept;  // (heads, tokens)
-  std::vector<Number> sums;                  // (heads, text, width), weighted image rows
-
-  explicit OnlineSoftmax(const BiAttentionShape& shape)
-      : maximum(shape.columns()),
-        total(shape.columns()),
-        kept(shape.columns()),
-        sums(shape.heads * shape.text * shape.width) {}
-
-  void reset() {
-    std::fill(maximum.begin(), maximum.end(), -kInfinity<Number>);
-    std::fill(total.begin(), total.end(), Number(0));
-    std::fill(kept.begin(), kept.end(), Number(0));
-    std::fill(sums.begin(), sums.end(), Number(0));
-  }
-
-  // The columns' maxima rise to `raised`.
-  void rescale(const BiAttentionShape& shape, const HeadGroup& group, const Number* raised) {
-    for (int64_t head = group.first; head < group.first + group.count; ++head) {
-      for (int64_t token = 0; token < shape.text; ++token) {
-        const int64_t column = head * shape.tokens + token;
-        const Number before = maximum[column], after = raised[column - group.first * shape.tokens];
-        if (after > before) {
-          const Number factor = std::exp(before - after);
-          maximum[column] = after, total[column] *= factor, kept[column] *= factor;
-          Number* row = sums.data() + (head * shape.text + token) * shape.width;
-          std::for_each(row, row + shape.width, [factor](Number& sum) { sum *= factor; });
-        }
-      }
-    }
   }
 };
 
@@ -137,9 +98,7 @@ class Worker {
     if (shape.text > 0) {
       rows_.pack(Strided<Storage>{data, shape.width, 1}, rows.size(), shape.width);
     }
-    if (is_image && a_.offset) {
-      start_from(data, rows.size());
-    }
+    Number* const output = is_image ? output_of(rows) : nullptr;
     for (size_t index = 0; index < groups_.size(); ++index) {
       const HeadGroup& group = groups_[index];
       product_.multiply(scores_.get(),
@@ -149,9 +108,12 @@ class Worker {
                         {rows.size(), group.count * shape.tokens, depth},
                         false);
       if (is_image) {
+        if (index == 0 && a_.offset) {
+          start_from(data, output, rows.size());
+        }
         attend_to_text(group, rows);
         const int64_t columns = group.count * shape.tokens;
-        product_.multiply(output_.get(),
+        product_.multiply(output,
                           shape.width,
                           weight_tile_.by_row(weights_.get(), rows.size(), columns),
                           text_.values[index].data(),
@@ -162,22 +124,35 @@ class Worker {
         gather(group, rows, is_image && a_.visible);
       }
     }
-    if (is_image) {
+    if (output == output_.get()) {
       for (int64_t row = 0; row < rows.size(); ++row) {
-        store_row(a_.y + (sample_ * shape.positions + rows.begin + row) * shape.width,
-                  output_.get() + row * shape.width,
-                  shape.width);
+        store_row(y_of(rows) + row * shape.width, output + row * shape.width, shape.width);
       }
     }
   }
 
-  void start_from(const Storage* data, int64_t rows) {
+  Storage* y_of(Range rows) const {
+    return a_.y + (sample_ * a_.shape.positions + rows.begin) * a_.shape.width;
+  }
+
+  // y itself, unless it has another type or lies over rows of x that a later group still multiplies.
+  Number* output_of(Range rows) const {
+    if constexpr (std::is_same_v<Storage, Number>) {
+      if (groups_.size() == 1 || !a_.offset) {
+        return y_of(rows);
+      }
+    }
+    return output_.get();
+  }
+
+  // Where a single group writes y over x, its scores have read x by now.
+  void start_from(const Storage* data, Number* output, int64_t rows) {
     const int64_t width = a_.shape.width;
     for (int64_t row = 0; row < rows; ++row) {
       std::transform(data + row * width,
                      data + (row + 1) * width,
                      a_.offset,
-                     output_.get() + row * width,
+                     output + row * width,
                      [](Storage x, Storage offset) { return static_cast<Number>(x) + static_cast<Number>(offset); });
     }
   }
@@ -187,14 +162,15 @@ class Worker {
     const BiAttentionShape& shape = a_.shape;
     const int64_t tokens = shape.tokens, columns = group.count * tokens;
     const Number* bias = a_.bias + (sample_ * shape.heads + group.first) * tokens;
-    Number* lse = a_.image_lse + (sample_ * shape.heads + group.first) * shape.positions;
+    Number* lse =
+        a_.image_lse ? a_.image_lse + (sample_ * shape.heads + group.first) * shape.positions + rows.begin : nullptr;
     for (int64_t row = 0; row < rows.size(); ++row) {
       const Number* keep = keep_.draw(image_keys_.data() + group.first * tokens, rows.begin + row, columns);
       softmax_.normalise(weights_.get() + row * tiles_.stride,
                          scores_.get() + row * tiles_.stride,
                          bias,
                          keep,
-                         lse + rows.begin + row,
+                         lse ? lse + row : nullptr,
                          shape.positions,
                          group.count,
                          tokens);
@@ -259,7 +235,7 @@ class Worker {
   Panels<Element> rows_;
   WeightTile<Element> weight_tile_;
   KeepRow<Number> keep_;
-  std::unique_ptr<Number[]> scores_, weights_, output_;
+  Scratch<Number> scores_, weights_, output_;
   std::vector<Number> raised_, total_, kept_;
   std::vector<uint32_t> image_keys_, text_keys_;
   int64_t sample_ = 0;
@@ -341,7 +317,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
   const Tensor u = empty(x, {shape.batch, shape.heads, shape.text, shape.width});
   const Tensor mass = empty(key_bias, {shape.batch, shape.heads, shape.text}),
                text_lse = torch::stable::empty_like(mass);
-  const Tensor image_lse = empty(key_bias, {shape.batch, shape.heads, shape.positions});
+  // Only a backward pass reads image_lse, and none follows a y in place of x.
+  const Tensor image_lse = empty(key_bias, {shape.batch, shape.heads, offset ? 0 : shape.positions});
   dispatch_products(x, [&](auto storage, auto element) {
     using Storage = decltype(storage);
     using Element = decltype(element);
@@ -357,7 +334,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
                                     mutable_data_of<Storage>(y),
                                     mutable_data_of<Storage>(u),
                                     mutable_data_of<Number>(mass),
-                                    mutable_data_of<Number>(image_lse),
+                                    offset ? nullptr : mutable_data_of<Number>(image_lse),
                                     mutable_data_of<Number>(text_lse)},
         dropout);
   });

@@ -85,7 +85,7 @@ class Panels {
   }
 
   int64_t width_;
-  std::unique_ptr<Element[]> data_;
+  Scratch<Element> data_;
 };
 
 template <typename Storage, typename Number>
@@ -122,7 +122,7 @@ class LeftRows {
   static constexpr bool kConverts = std::is_same_v<Storage, BFloat16> && std::is_same_v<Element, float>;
 
   int64_t width_;
-  std::unique_ptr<Element[]> room_;
+  Scratch<Element> room_;
 };
 
 // A (rows, columns) tile of weights as left operand: as it stands, or with rows and columns exchanged.
@@ -169,7 +169,7 @@ class WeightTile {
   static constexpr bool kPairs = std::is_same_v<Element, Bf16Pair>;
 
   int64_t stride_;
-  std::unique_ptr<Element[]> by_row_, by_column_;
+  Scratch<Element> by_row_, by_column_;
   std::vector<Number> zeros_;
 };
 
