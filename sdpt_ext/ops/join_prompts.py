@@ -43,13 +43,12 @@ def join_prompts(
         keys (B, H, L + K, D), key_bias (B, H, L + K), values as keys, and image rows (K, D).
 
     Raises:
-        ValueError: shapes or devices that do not fit each other.
+        ValueError: shapes or devices that do not fit each other, or an unknown backend.
         MissingKernelError: the compiled operator was asked for and cannot run; it is a RuntimeError.
     """
     _check(keys, key_bias, values, tokens, weight, offset)
     with torch.autocast(keys.device.type, enabled=False):
-        if backend == "ext" or (backend == "auto" and joins_compiled(tokens)):
-            _library.resolve_backend(_NAME, "ext", tokens)
+        if _chosen(backend, tokens) == "ext":
             joined: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.sdpt_ext.join_prompts(
                 keys, key_bias, values, tokens, weight, offset
             )
@@ -59,9 +58,14 @@ def join_prompts(
 
 def joins_compiled(tokens: Tensor) -> bool:
     """Whether there is a kernel for such tokens that "auto" runs: on GPUs alone, where launches count."""
-    if _library.requested_backend() == "torch" or not _library.has_kernel(_NAME, tokens.device.type):
-        return False
-    return _library.resolve_backend(_NAME, "auto", tokens) == "ext"
+    return _chosen("auto", tokens) == "ext"
+
+
+def _chosen(backend: str, tokens: Tensor) -> str:
+    # Where there is no kernel by design, PyTorch is the choice and nothing to warn of.
+    if backend == "auto" and not _library.has_kernel(_NAME, tokens.device.type):
+        return "torch"
+    return _library.resolve_backend(_NAME, backend, tokens)
 
 
 def join_prompts_reference(

@@ -144,6 +144,11 @@ def test_sizes_that_do_not_fit_are_named(index: int, cut: Any) -> None:
         join_prompts(*tensors)
 
 
+def test_unknown_backend_is_named() -> None:
+    with pytest.raises(ValueError, match="backend='cuda': choose one of"):
+        join_prompts(*inputs(SIZES[0]), backend="cuda")
+
+
 def test_missing_kernel_is_named() -> None:
     if _library.has_kernel("join_prompts", torch.device(DEVICE).type):
         pytest.skip("there is a kernel")
