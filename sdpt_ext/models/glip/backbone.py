@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SwinBackbone, SwinConfig
-from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
+from transformers.models.swin.modeling_swin import SwinAttention, SwinLayer, SwinMLP
 
 from .configuration import GlipConfig
 
@@ -81,13 +82,46 @@ class FeaturePyramid(nn.Module):
         return [*levels, p6, p7]
 
 
-class StochasticMLP(nn.Module):
-    """MLP branch of a Swin block with stochastic depth, which transformers gives to the attention branch alone.
+# So many tokens at a time is what a Swin block takes on a CPU: all that it computes of them then stays in the caches.
+_CPU_TOKENS = 1024
 
-    On a CPU it takes few tokens at a time: their hidden features, four times as wide, then stay in the caches.
+
+def _takes_parts(tokens: Tensor) -> bool:
+    # A compiler would unroll the loop, and fuses by itself what the caches should hold.
+    return tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _joined(parts: Iterable[Tensor], tokens: Tensor, rows: int) -> Tensor:
+    """The results for `rows` tokens at a time, computed as they are taken.
+
+    Where no gradient is recorded they take the place of the tokens, which a Swin block made for this one use: new
+    memory of this size costs a CPU more than the results do.
     """
+    if torch.is_grad_enabled():
+        return torch.cat(list(parts))
+    for place, part in zip(tokens.split(rows), parts):
+        place.copy_(part)
+    return tokens
 
-    _CPU_TOKENS = 1024
+
+class WindowAttention(SwinAttention):
+    """Attention of a Swin block, on a CPU over few windows at a time; its weights are not returned there."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
+        attend = super().forward
+        if not _takes_parts(hidden_states):
+            return attend(hidden_states, attention_mask, **kwargs)
+        count, size, _ = hidden_states.shape
+        rows = max(_CPU_TOKENS // size, 1)
+        windows, masks = hidden_states.split(rows), repeat(None)
+        if attention_mask is not None:
+            masks = attention_mask.repeat(count // len(attention_mask), 1, 1).split(rows)
+        parts = (attend(part, mask, **kwargs)[0] for part, mask in zip(windows, masks))
+        return _joined(parts, hidden_states, rows), None
+
+
+class StochasticMLP(nn.Module):
+    """MLP branch of a Swin block with stochastic depth, which transformers gives to the attention branch alone."""
 
     def __init__(self, mlp: SwinMLP, drop_path: nn.Module) -> None:
         super().__init__()
@@ -95,10 +129,11 @@ class StochasticMLP(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if hidden_states.device.type != "cpu":
+        if not _takes_parts(hidden_states):
             return self.drop_path(self._transform(hidden_states))
-        parts = [self._transform(part) for part in hidden_states.flatten(0, -2).split(self._CPU_TOKENS)]
-        return self.drop_path(torch.cat(parts).view_as(hidden_states))
+        tokens = hidden_states.flatten(0, -2)
+        parts = map(self._transform, tokens.split(_CPU_TOKENS))
+        return self.drop_path(_joined(parts, tokens, _CPU_TOKENS).view_as(hidden_states))
 
     def _transform(self, tokens: Tensor) -> Tensor:
         return self.fc2(self.activation_fn(self.fc1(tokens)))
@@ -113,6 +148,7 @@ class GlipBackbone(nn.Module):
         # The final norm of SwinModel only feeds its last_hidden_state, which no detector reads.
         self.body.swin.layernorm = nn.Identity()  # type: ignore[assignment]
         for block in [module for module in self.body.modules() if isinstance(module, SwinLayer)]:
+            block.attention.__class__ = WindowAttention  # with the weights that it has
             block.mlp = StochasticMLP(block.mlp, block.drop_path)  # type: ignore[assignment]
         first_stage = int(self.body.out_features[0].removeprefix("stage"))
         self.fpn = FeaturePyramid(self.body.channels, first_stage, config.hidden_size, float(config.drop_block))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.models.swin.modeling_swin import SwinAttention, SwinLayer
 
+from sdpt_ext.models.glip import backbone
 from sdpt_ext.models.glip.backbone import DropBlock, FeaturePyramid, GlipBackbone
 from sdpt_ext.models.glip.configuration import GlipConfig
 
@@ -80,3 +82,25 @@ def test_stochastic_depth_drops_both_branches_of_a_block() -> None:
     hidden = torch.randn(2, 64, config.backbone_config.embed_dim * 8)
     assert torch.equal(block.train()(hidden, (8, 8))[0], hidden)
     assert not torch.equal(block.eval()(hidden, (8, 8))[0], hidden)
+
+
+@pytest.mark.parametrize("recording", [True, False])
+def test_few_tokens_at_a_time_change_nothing(recording: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = GlipBackbone(GlipConfig.nano()).eval().double()
+    images = torch.randn(2, 3, 72, 96, dtype=torch.float64)
+
+    def run() -> list[Tensor]:
+        with torch.set_grad_enabled(recording):
+            levels = model(images)
+        loss = sum(level.sin().sum() for level in levels)
+        return [*levels, *torch.autograd.grad(loss, list(model.parameters()))] if recording else levels
+
+    monkeypatch.setattr(backbone, "_CPU_TOKENS", 130)
+    parts = run()
+    monkeypatch.setattr(backbone, "_CPU_TOKENS", 1 << 30)
+    for block in model.modules():
+        if isinstance(block, SwinLayer):
+            block.attention.__class__ = SwinAttention
+    for part, whole in zip(parts, run(), strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-11)
