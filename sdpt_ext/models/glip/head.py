@@ -70,7 +70,8 @@ def flatten_levels(features: list[Tensor]) -> Tensor:
 def split_levels(tokens: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """(B, N, C) -> maps (B, C, h, w); the inverse of :func:`flatten_levels`."""
     parts = tokens.split([h * w for h, w in sizes], dim=1)
-    return [part.mT.unflatten(2, size) for part, size in zip(parts, sizes)]
+    # In this order a batch of one, too, has the strides by which convolutions know a channels-last map.
+    return [part.unflatten(1, size).permute(0, 3, 1, 2) for part, size in zip(parts, sizes)]
 
 
 class VLDyHead(nn.Module):
