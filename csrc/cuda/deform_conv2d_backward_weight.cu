@@ -26,17 +26,18 @@ struct BackwardWeight {
 // Steps [begin, end) of one of `parts` nearly equal shares.
 __device__ inline int64_t share_begin(int64_t steps, int parts, int index) { return steps * index / parts; }
 
-// blockIdx.x: share of the positions; blockIdx.y: tap and tile of 64 input channels; blockIdx.z: tile of kColumns
+// blockIdx.x: share of the positions; blockIdx.y: tap and tile of kRows input channels; blockIdx.z: tile of kColumns
 // output channels.
-template <typename Element, int kColumns>
-__global__ void __launch_bounds__(kThreads, 2) backward_weight(const BackwardWeight<Element> arguments) {
+template <typename Element, int kColumns, int kRows>
+__global__ void __launch_bounds__(kThreadsOf<kRows>, kResident<kRows>)
+    backward_weight(const BackwardWeight<Element> arguments) {
   constexpr int kDepth = kStepDepth<Element>;
-  using Columns = Tile<Element, kTileRows>;
+  using Columns = Tile<Element, kRows>;
   using Gradients = Tile<Element, kColumns>;
-  __shared__ alignas(16) Element columns_memory[2][kDepth * kTileRows], gradients_memory[2][kDepth * kColumns];
+  __shared__ alignas(16) Element columns_memory[2][kDepth * kRows], gradients_memory[2][kDepth * kColumns];
   const Geometry& geometry = arguments.geometry;
   const int tap = blockIdx.y / arguments.channel_tiles;
-  const int first_channel = blockIdx.y % arguments.channel_tiles * kTileRows;
+  const int first_channel = blockIdx.y % arguments.channel_tiles * kRows;
   const int first_out_channel = blockIdx.z * kColumns;
 
   const int row = threadIdx.x / Columns::kRowChunks, chunk = threadIdx.x % Columns::kRowChunks * Columns::kChunk;
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_weight(const BackwardWei
         arguments.grad_output + (int64_t{sample} * geometry.plane + position) * arguments.grad_stride + first_out_channel,
         geometry.plane - position,
         arguments.grad_stride};
-    load_tile<kDepth, kThreads>(
+    load_tile<kDepth, kThreadsOf<kRows>>(
         Gradients{gradients_memory[stage]}, gradient_rows, arguments.grad_stride - first_out_channel);
     sampler.move_to(locate(geometry, arguments.fields, sample, position + row, tap));
     sampler.fetch(first_channel + chunk);
@@ -86,36 +87,39 @@ __global__ void __launch_bounds__(kThreads, 2) backward_weight(const BackwardWei
   });
 }
 
-// What a launch looks like: one full wave of two blocks per multiprocessor where there are positions enough.
+// What a launch looks like: one full wave of blocks where there are positions enough.
 struct Grid {
-  int columns, channel_tiles, out_tiles;
+  bool large;  // tiles of 128 input and 256 output channels, not of 64
+  int channel_tiles, out_tiles;
   int64_t sample_steps, steps, splits;
 
   Grid(const DeformShape& shape, int64_t element_size, int multiprocessors) {
     const int64_t depth = 64 / element_size;
-    columns = element_size == 2 && shape.out_channels > 64 ? 256 : 64;
-    channel_tiles = static_cast<int>((shape.channels + kTileRows - 1) / kTileRows);
+    large = element_size == 2 && shape.out_channels > 64 && shape.channels > kTileRows;
+    const int64_t rows = large ? kTallRows : kTileRows, columns = large ? 256 : 64;
+    channel_tiles = static_cast<int>((shape.channels + rows - 1) / rows);
     out_tiles = static_cast<int>((shape.out_channels + columns - 1) / columns);
     sample_steps = (shape.positions() + depth - 1) / depth;
     steps = shape.batch * sample_steps;
     const int64_t tiles = shape.taps() * channel_tiles * out_tiles;
-    splits = std::max<int64_t>(1, std::min(steps, 2 * multiprocessors / tiles));
+    const int64_t resident = large ? kResident<kTallRows> : kResident<kTileRows>;
+    splits = std::max<int64_t>(1, std::min(steps, resident * multiprocessors / tiles));
   }
 };
 
 template <typename Element>
 void launch(const BackwardWeight<Element>& arguments, const Grid& grid, cudaStream_t stream) {
   const dim3 blocks(grid.splits, arguments.geometry.taps * grid.channel_tiles, grid.out_tiles);
-  const auto run = [&](auto kernel) {
-    kernel<<<blocks, kThreads, 0, stream>>>(arguments);
+  const auto run = [&](auto kernel, int threads) {
+    kernel<<<blocks, threads, 0, stream>>>(arguments);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   };
   if constexpr (sizeof(Element) == 2) {
-    if (grid.columns == 256) {
-      return run(backward_weight<Element, 256>);
+    if (grid.large) {
+      return run(backward_weight<Element, 256, kTallRows>, kThreadsOf<kTallRows>);
     }
   }
-  run(backward_weight<Element, 64>);
+  run(backward_weight<Element, 64, kTileRows>, kThreadsOf<kTileRows>);
 }
 
 }  // namespace

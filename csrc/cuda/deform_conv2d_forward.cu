@@ -1,4 +1,4 @@
-// Implicit GEMM: a block samples the columns of 64 output positions step by step and multiplies them with the filters.
+// Implicit GEMM: a block samples the columns of its output positions step by step and multiplies them with the filters.
 #include "../ops.h"
 #include "deform_product.cuh"
 #include "deform_sample.cuh"
@@ -18,7 +18,7 @@ struct Forward {
   const Element* bias;     // (out_channels) or null
   Element* output;         // (batch, out_channels, plane)
   int stride;              // channels with their padding
-  int position_tiles;      // per sample
+  int position_tiles;      // per sample, set at launch
 };
 
 template <typename Element, typename Sum, int kColumns>
@@ -45,15 +45,15 @@ __device__ __forceinline__ void store(const Forward<Element>& arguments,
   }
 }
 
-// blockIdx.x: sample and tile of positions; blockIdx.y: tile of kColumns output channels.
-template <typename Element, int kColumns>
-__global__ void __launch_bounds__(kThreads, 2) forward(const Forward<Element> arguments) {
+// blockIdx.x: sample and tile of kRows positions; blockIdx.y: tile of kColumns output channels.
+template <typename Element, int kColumns, int kRows>
+__global__ void __launch_bounds__(kThreadsOf<kRows>, kResident<kRows>) forward(const Forward<Element> arguments) {
   constexpr int kDepth = kStepDepth<Element>;
   using Columns = Tile<Element, kDepth>;
-  __shared__ alignas(16) Element columns_memory[2][kTileRows * kDepth], filters_memory[2][kColumns * kDepth];
+  __shared__ alignas(16) Element columns_memory[2][kRows * kDepth], filters_memory[2][kColumns * kDepth];
   const Geometry& geometry = arguments.geometry;
   const int sample = blockIdx.x / arguments.position_tiles;
-  const int first_position = blockIdx.x % arguments.position_tiles * kTileRows;
+  const int first_position = blockIdx.x % arguments.position_tiles * kRows;
   const int first_channel = blockIdx.y * kColumns;
 
   const int row = threadIdx.x / Columns::kRowChunks, chunk = threadIdx.x % Columns::kRowChunks * Columns::kChunk;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const Forward<Element> ar
     const Rows<Element> filter_rows{arguments.filters + first_filter * arguments.stride + channel,
                                     geometry.out_channels - first_channel,
                                     geometry.taps * arguments.stride};
-    load_tile<kColumns, kThreads>(Columns{filters_memory[stage]}, filter_rows, arguments.stride - channel);
+    load_tile<kColumns, kThreadsOf<kRows>>(Columns{filters_memory[stage]}, filter_rows, arguments.stride - channel);
     sampler.fetch(channel + chunk);
   };
   const auto finish_reading = [&](int stage) {
@@ -98,22 +98,29 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const Forward<Element> ar
   store(arguments, sums, sample, first_position, first_channel);
 }
 
+template <typename Element, int kColumns, int kRows>
+void launch(Forward<Element> arguments, int64_t batch, const LaunchScope& scope) {
+  const Geometry& geometry = arguments.geometry;
+  arguments.position_tiles = (geometry.plane + kRows - 1) / kRows;
+  const dim3 grid(batch * arguments.position_tiles, (geometry.out_channels + kColumns - 1) / kColumns);
+  forward<Element, kColumns, kRows><<<grid, kThreadsOf<kRows>, 0, scope.stream()>>>(arguments);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Large tiles read the least: every column once, the filters once per tile of positions. Smaller ones keep more
+// multiprocessors busy where there are few positions, and do where the product itself takes long.
 template <typename Element>
-void launch(const Forward<Element>& arguments, int64_t batch, const LaunchScope& scope) {
-  const int64_t tiles = batch * arguments.position_tiles;
-  const auto run = [&](auto kernel, int columns) {
-    const dim3 grid(tiles, (arguments.geometry.out_channels + columns - 1) / columns);
-    kernel<<<grid, kThreads, 0, scope.stream()>>>(arguments);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  };
-  // Wide tiles sample every column once; narrow ones keep more multiprocessors busy where there are few positions, and
-  // do where the product itself takes long.
+void launch_best(const Forward<Element>& arguments, int64_t batch, const LaunchScope& scope) {
   if constexpr (sizeof(Element) == 2) {
+    const int64_t tiles = batch * ((arguments.geometry.plane + kTileRows - 1) / kTileRows);
+    if (arguments.geometry.out_channels > 64 && tiles > scope.multiprocessors()) {
+      return launch<Element, 256, kTallRows>(arguments, batch, scope);
+    }
     if (arguments.geometry.out_channels > 64 && tiles > scope.multiprocessors() / 2) {
-      return run(forward<Element, 256>, 256);
+      return launch<Element, 256, kTileRows>(arguments, batch, scope);
     }
   }
-  run(forward<Element, 64>, 64);
+  launch<Element, 64, kTileRows>(arguments, batch, scope);
 }
 
 }  // namespace
@@ -137,16 +144,16 @@ Tensor deform_conv2d(const Tensor& input,
   const std::optional<Tensor> modulation = contiguous(mask), added = contiguous(bias);
   dispatch_floating(input, "deform_conv2d", [&](auto zero) {
     using Element = decltype(zero);
-    launch(Forward<Element>{Geometry(shape),
-                            data<Element>(image),
-                            {data<Element>(shifts), data_or_null<Element>(modulation)},
-                            data<Element>(filters),
-                            data_or_null<Element>(added),
-                            mutable_data<Element>(output),
-                            static_cast<int>(image.size(2)),
-                            static_cast<int>((shape.positions() + kTileRows - 1) / kTileRows)},
-           shape.batch,
-           scope);
+    launch_best(Forward<Element>{Geometry(shape),
+                                 data<Element>(image),
+                                 {data<Element>(shifts), data_or_null<Element>(modulation)},
+                                 data<Element>(filters),
+                                 data_or_null<Element>(added),
+                                 mutable_data<Element>(output),
+                                 static_cast<int>(image.size(2)),
+                                 0},
+                shape.batch,
+                scope);
   });
   return output;
 }

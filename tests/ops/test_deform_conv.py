@@ -260,12 +260,13 @@ def test_runs_in_float32_under_autocast(dtype: torch.dtype, backend: str) -> Non
 
 
 # Sizes on either side of the tiles of 64 positions, channels and output channels and of the steps of 32 channels, and
-# one with positions enough for the widest tiles.
+# with positions enough for the wide tiles and for the tall ones.
 HALF_SIZES: list[dict[str, Any]] = [
     {},
     {"channels": 70, "out_channels": 65, "size": (9, 8)},
     {"channels": 31, "out_channels": 130, "size": (13, 11), "batch": 3},
     {"channels": 8, "out_channels": 80, "size": (68, 63), "batch": 1, "kernel": (1, 1)},
+    {"channels": 72, "out_channels": 72, "size": (93, 92), "batch": 1, "kernel": (1, 1)},
 ]
 
 
