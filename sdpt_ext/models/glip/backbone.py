@@ -86,21 +86,19 @@ class FeaturePyramid(nn.Module):
 _CPU_TOKENS = 1024
 
 
-def _takes_parts(tokens: Tensor) -> bool:
-    # A compiler would unroll the loop, and fuses by itself what the caches should hold.
-    return tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+def _takes_parts(module: nn.Module, tokens: Tensor) -> bool:
+    # Recording the gradients of many parts costs what the caches give, and a compiler would unroll the loop over them.
+    records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (tokens, *module.parameters()))
+    return tokens.device.type == "cpu" and not records and not torch.compiler.is_compiling()
 
 
-def _joined(parts: Iterable[Tensor], tokens: Tensor, rows: int) -> Tensor:
-    """The results for `rows` tokens at a time, computed as they are taken.
+def _replace(tokens: Tensor, results: Iterable[Tensor], rows: int) -> Tensor:
+    """The results for `rows` tokens at a time, computed as they are taken, in the place of the tokens.
 
-    Where no gradient is recorded they take the place of the tokens, which a Swin block made for this one use: new
-    memory of this size costs a CPU more than the results do.
+    A Swin block made these tokens for this one use, and new memory of their size costs a CPU more than the results do.
     """
-    if torch.is_grad_enabled():
-        return torch.cat(list(parts))
-    for place, part in zip(tokens.split(rows), parts):
-        place.copy_(part)
+    for place, result in zip(tokens.split(rows), results):
+        place.copy_(result)
     return tokens
 
 
@@ -109,15 +107,15 @@ class WindowAttention(SwinAttention):
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Any]:
         attend = super().forward
-        if not _takes_parts(hidden_states):
+        if not _takes_parts(self, hidden_states):
             return attend(hidden_states, attention_mask, **kwargs)
         count, size, _ = hidden_states.shape
         rows = max(_CPU_TOKENS // size, 1)
         windows, masks = hidden_states.split(rows), repeat(None)
         if attention_mask is not None:
             masks = attention_mask.repeat(count // len(attention_mask), 1, 1).split(rows)
-        parts = (attend(part, mask, **kwargs)[0] for part, mask in zip(windows, masks))
-        return _joined(parts, hidden_states, rows), None
+        results = (attend(part, mask, **kwargs)[0] for part, mask in zip(windows, masks))
+        return _replace(hidden_states, results, rows), None
 
 
 class StochasticMLP(nn.Module):
@@ -129,11 +127,11 @@ class StochasticMLP(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        if not _takes_parts(hidden_states):
+        if not _takes_parts(self, hidden_states):
             return self.drop_path(self._transform(hidden_states))
         tokens = hidden_states.flatten(0, -2)
-        parts = map(self._transform, tokens.split(_CPU_TOKENS))
-        return self.drop_path(_joined(parts, tokens, _CPU_TOKENS).view_as(hidden_states))
+        results = map(self._transform, tokens.split(_CPU_TOKENS))
+        return self.drop_path(_replace(tokens, results, _CPU_TOKENS).view_as(hidden_states))
 
     def _transform(self, tokens: Tensor) -> Tensor:
         return self.fc2(self.activation_fn(self.fc1(tokens)))

@@ -84,23 +84,38 @@ def test_stochastic_depth_drops_both_branches_of_a_block() -> None:
     assert not torch.equal(block.eval()(hidden, (8, 8))[0], hidden)
 
 
-@pytest.mark.parametrize("recording", [True, False])
-def test_few_tokens_at_a_time_change_nothing(recording: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("grad_enabled", [True, False])
+def test_few_tokens_at_a_time_change_nothing(grad_enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = GlipBackbone(GlipConfig.nano()).eval().double()
+    model = GlipBackbone(GlipConfig.nano()).eval().double().requires_grad_(False)
     images = torch.randn(2, 3, 72, 96, dtype=torch.float64)
-
-    def run() -> list[Tensor]:
-        with torch.set_grad_enabled(recording):
-            levels = model(images)
-        loss = sum(level.sin().sum() for level in levels)
-        return [*levels, *torch.autograd.grad(loss, list(model.parameters()))] if recording else levels
-
     monkeypatch.setattr(backbone, "_CPU_TOKENS", 130)
-    parts = run()
-    monkeypatch.setattr(backbone, "_CPU_TOKENS", 1 << 30)
-    for block in model.modules():
-        if isinstance(block, SwinLayer):
-            block.attention.__class__ = SwinAttention
-    for part, whole in zip(parts, run(), strict=True):
-        torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-11)
+    with torch.set_grad_enabled(grad_enabled):
+        parts = model(images)
+        for block in model.modules():
+            if isinstance(block, SwinLayer):
+                block.attention.__class__ = SwinAttention
+        monkeypatch.setattr(backbone, "_CPU_TOKENS", 1 << 30)
+        for part, whole in zip(parts, model(images), strict=True):
+            torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_of_an_image_and_of_a_weight_pass_through_the_blocks() -> None:
+    """What overwrites memory at rest must leave it alone here."""
+    torch.manual_seed(0)
+    model = GlipBackbone(GlipConfig.nano()).eval().double().requires_grad_(False)
+    image = torch.randn(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    weight = model.body.swin.encoder.layers[0].blocks[1].mlp.fc1.weight.requires_grad_()
+
+    def loss() -> Tensor:
+        return sum(level.sin().sum() for level in model(image))
+
+    for tensor, gradient in zip((image, weight), torch.autograd.grad(loss(), (image, weight))):
+        direction = torch.randn_like(tensor)
+        with torch.no_grad():
+            tensor += 1e-6 * direction
+            up = loss()
+            tensor -= 2e-6 * direction
+            down = loss()
+            tensor += 1e-6 * direction
+        assert (gradient * direction).sum().item() == pytest.approx((up - down).item() / 2e-6, rel=1e-5)
