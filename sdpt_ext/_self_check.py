@@ -15,6 +15,7 @@ from torch import Tensor
 
 # Against the largest number of each result: far above what rounding does, far below what a wrong kernel does.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+_TILE_POSITIONS = 64  # of the deformable convolution's smallest tile
 _Draw = Callable[..., Tensor]
 _Problem = Callable[[_Draw, str], "list[Tensor]"]
 
@@ -91,13 +92,32 @@ def _bi_attention_of(draw: _Draw, width: int, tokens: int, backend: str) -> list
 
 
 def _deform_conv2d(draw: _Draw, backend: str) -> list[Tensor]:
+    """Every size of tile: half precision takes larger ones where all multiprocessors get their share of positions."""
+    number = draw(1)
+    sizes = [(24, 20, (9, 10), 3)]
+    if number.element_size() == 2:
+        count = _multiprocessors(number.device)
+        sizes += [(72, 72, (tiles, _TILE_POSITIONS), 1) for tiles in (count // 2 + 1, count + 1)]
+    return [result for size in sizes for result in _deform_conv2d_of(draw, *size, backend)]
+
+
+def _multiprocessors(device: torch.device) -> int:
+    # Without a GPU it is a simulated H100.
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def _deform_conv2d_of(
+    draw: _Draw, channels: int, out_channels: int, size: tuple[int, int], kernel: int, backend: str
+) -> list[Tensor]:
     from sdpt_ext.ops import deform_conv2d
 
+    taps = kernel**2
     # Offsets a quarter of a pixel off, where half precision cannot move them across a pixel's edge.
-    offset = draw(1, 18, 9, 10).round() + 0.25
-    tensors = (draw(1, 24, 9, 10), offset, draw(1, 9, 9, 10), draw(20, 24, 3, 3) / 8, draw(20))
+    offset = draw(1, 2 * taps, *size).round() + 0.25
+    weight = draw(out_channels, channels, kernel, kernel) / 8
+    tensors = (draw(1, channels, *size), offset, draw(1, taps, *size), weight, draw(out_channels))
     image, offset, mask, weight, bias = leaves = [tensor.requires_grad_() for tensor in tensors]
-    output = deform_conv2d(image, offset, mask, weight, bias, backend=backend)
+    output = deform_conv2d(image, offset, mask, weight, bias, padding=kernel // 2, backend=backend)
     return _with_gradients((output,), leaves)
 
 

@@ -47,6 +47,18 @@ print(sorted({{"hopper" in launch["kernel"] for launch in cudasim.launches()}}))
 """
 
 
+CONVOLVE = """
+import torch
+from sdpt_ext import _self_check
+from tests.cudasim import simulator
+
+cudasim = simulator.load()
+_self_check._solve("deform_conv2d", "cpu", torch.bfloat16, "ext")
+names = {launch["kernel"] for launch in cudasim.launches()}
+print([len({name for name in names if kernel in name}) for kernel in ("forward", "backward_data", "backward_weight")])
+"""
+
+
 def library_with(folder: Path, right: str, wrong: str) -> Path:
     """Suppression alone, with a text of its source replaced."""
     sources = folder / "csrc"
@@ -105,6 +117,11 @@ def test_environment_keeps_a_hoppers_own_kernels_out() -> None:
     result = run(ATTEND.format(broken=True), simulator.build(), SDPT_EXT_CUDA_CAPABILITY="portable")
     assert result.stdout.strip() == "[False]", result.stderr
     assert "RuntimeWarning: sdpt_ext:" not in result.stderr
+
+
+def test_every_tile_of_the_deformable_convolution_is_checked() -> None:
+    result = run(CONVOLVE, simulator.build())
+    assert result.stdout.strip() == "[3, 1, 2]", result.stdout + result.stderr
 
 
 def test_overview_names_what_was_checked() -> None:
