@@ -27,7 +27,8 @@ struct GradientRow {
 
 template <typename Number>
 struct SoftmaxKernels {
-  // weights = softmax(scores + bias) * keep, for each of the adjacent heads; lse is +inf where nothing is seen.
+  // weights = softmax(scores + bias) * keep, for each of the adjacent heads; lse, unless it is null, is +inf where
+  // nothing is seen.
   void (*normalise)(Number* weights,
                     const Number* scores,
                     const Number* bias,

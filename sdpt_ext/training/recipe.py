@@ -65,8 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     steps = {kind: defaults.defaults_for("", kind)["max_steps"] for kind in defaults.BY_DATA}
     steps |= {f"--method {name}": row["max_steps"] for name, row in defaults.BY_METHOD.items() if "max_steps" in row}
-    by_data = ", ".join(f"{name} {count}" for name, count in steps.items())
-    shown = {"learning_rate": by_method, "max_steps": by_data, "output_dir": "runs/MODEL-DATA-METHOD"}
+    max_steps = ", ".join(f"{name} {count}" for name, count in steps.items())
+    shown = {"learning_rate": by_method, "max_steps": max_steps, "output_dir": "runs/MODEL-DATA-METHOD"}
     parser.set_defaults(**{**defaults.SHARED, **shown})
     return parser
 

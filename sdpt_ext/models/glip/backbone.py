@@ -88,8 +88,9 @@ _CPU_TOKENS = 1024
 
 def _takes_parts(module: nn.Module, tokens: Tensor) -> bool:
     # Recording the gradients of many parts costs what the caches give, and a compiler would unroll the loop over them.
-    records = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (tokens, *module.parameters()))
-    return tokens.device.type == "cpu" and not records and not torch.compiler.is_compiling()
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (tokens, *module.parameters())))
 
 
 def _replace(tokens: Tensor, results: Iterable[Tensor], rows: int) -> Tensor:
