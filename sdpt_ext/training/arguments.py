@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from transformers import TrainingArguments
 
 from sdpt_ext.data.sources import DEFAULT_SOURCE
-from sdpt_ext.tuners import (
-    METHODS,
-    BottleneckConfig,
-    Config,
-    CoOpConfig,
-    LoRAConfig,
-    PromptConfig,
-    SDPTConfig,
-    TextPromptConfig,
-)
+from sdpt_ext.tuners import METHODS, TuningConfig, config_class
 from sdpt_ext.tuners.sdpt import Init, TextPrompts
+
+_TUNING_FLAGS = ("num_tokens", "text_prompts", "layers", "init", "gate", "rank")
 
 
 @dataclass
@@ -76,7 +69,8 @@ class RunArguments:
         metadata={"help": "SDPT: whether image tokens attend to the text-side prompts (masked: the released code)."},
     )
     layers: list[int] | None = field(
-        default=None, metadata={"help": "SDPT: fusion layers that get prompts, e.g. --layers 0 1; all if not given."}
+        default=None,
+        metadata={"help": "SDPT, VPT, MaPLe, UPT: fusion layers that get prompts, e.g. 0 1; all if not given."},
     )
     init: Init = field(default="uniform", metadata={"help": "SDPT: how the prompts are initialised."})
     gate: Literal["none", "zero"] = field(
@@ -108,27 +102,16 @@ class RunArguments:
         if self.image_size != "auto" and not (self.image_size.isdecimal() and int(self.image_size) >= 32):
             raise ValueError(f"--image_size is {self.image_size}; it must be auto or a number of pixels, at least 32")
 
-    def tuning_config(self) -> Config:
+    def tuning_config(self) -> TuningConfig:
         """The options of `sdpt_ext.tuners.apply_method`."""
-        match self.method:
-            case "vpt" | "maple" | "upt":
-                return PromptConfig(self.num_tokens, self._gate(), self.host_dropout)
-            case "text_prompt":
-                return TextPromptConfig(self.host_dropout)
-            case "coop":
-                return CoOpConfig(self.num_tokens, self.host_dropout)
-            case "adapter":
-                return BottleneckConfig(self.rank, self.host_dropout)
-            case "lora":
-                return LoRAConfig(rank=self.rank, alpha=2 * self.rank, host_dropout=self.host_dropout)
-        return SDPTConfig(
-            num_tokens=self.num_tokens,
-            layers=None if self.layers is None else tuple(self.layers),
-            text_prompts=self.text_prompts,
-            init=self.init,
-            gate=self._gate(),
-            host_dropout=self.host_dropout,
-        )
+        gate = None if self.gate == "none" else self.gate
+        values = {**vars(self), "gate": gate, "width": self.rank, "alpha": 2 * self.rank}
+        kind = config_class(self.method)
+        return kind(**{option.name: values[option.name] for option in fields(kind)})
 
-    def _gate(self) -> Literal["zero"] | None:
-        return "zero" if self.gate == "zero" else None
+    def without_effect(self) -> list[str]:
+        """The flags that were set and say nothing to the method."""
+        options = {option.name for option in fields(config_class(self.method))}
+        known = options | ({"rank"} if options & {"width", "alpha"} else set())
+        unknown = [flag for flag in fields(self) if flag.name in _TUNING_FLAGS and flag.name not in known]
+        return [f"--{flag.name}" for flag in unknown if getattr(self, flag.name) != flag.default]

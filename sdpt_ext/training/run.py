@@ -83,6 +83,9 @@ class _Run:
         set_seed(self.training.seed)
         # Before the long zero-shot evaluation, so that options which do not fit the model fail at once.
         apply_method(self.model, self.options.method, self.options.tuning_config())
+        unused = self.options.without_effect()
+        if unused and self.training.should_log:
+            print(f"{', '.join(unused)}: without effect on --method {self.options.method}", flush=True)
 
     def _open_splits(self) -> None:
         options = self.options

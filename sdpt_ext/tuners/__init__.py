@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
 from . import baselines
 from .adapter import ADAPTER_METHODS, adapter_disabled, load_adapter, save_adapter
 from .bottleneck import BottleneckConfig
+from .configuration import TuningConfig
 from .freezing import trainable_parameters
+from .fusion_prompts import Model, PromptConfig
 from .lora import LoRAConfig
-from .prompts import PromptConfig
-from .sdpt import Model, SDPTConfig, tune
-from .text_prompts import CoOpConfig, TextPromptConfig
-
-Config: TypeAlias = SDPTConfig | PromptConfig | TextPromptConfig | CoOpConfig | BottleneckConfig | LoRAConfig
+from .sdpt import SDPTConfig, tune
+from .text_prompts import CoOpConfig
 
 METHODS: dict[str, Callable[[Any, Any], object]] = {
     **{name: method.apply for name, method in ADAPTER_METHODS.items()},
@@ -32,12 +31,16 @@ class UnsupportedHostError(TypeError, ValueError):
     """The method does not know the layers of this kind of model; the message names those that do."""
 
 
-def apply_method(model: Model, method: str, config: Config | None = None) -> Model:
+def config_class(method: str) -> type[TuningConfig]:
+    """The class of a method's options."""
+    return ADAPTER_METHODS[method].config if method in ADAPTER_METHODS else TuningConfig
+
+
+def apply_method(model: Model, method: str, config: TuningConfig | None = None) -> Model:
     """Prepare ``model`` for a tuning method in place.
 
     Args:
-        config: the method's options, and ``host_dropout``, of the class that ``ADAPTER_METHODS`` names; of methods
-            that are not there, an ``SDPTConfig`` whose other options say nothing.
+        config: the method's options, of its :func:`config_class`.
 
     Raises:
         UnsupportedHostError: the method does not know this kind of model.
@@ -50,9 +53,7 @@ def apply_method(model: Model, method: str, config: Config | None = None) -> Mod
             f"method {method!r} knows the layers of GlipForObjectDetection alone, not those of {type(model).__name__}; "
             f"choose one of {', '.join(_FOR_EVERY_HOST)}"
         )
-    if config is None:
-        config = ADAPTER_METHODS[method].config() if method in ADAPTER_METHODS else SDPTConfig()
-    METHODS[method](model, config)
+    METHODS[method](model, config_class(method)() if config is None else config)
     return model
 
 
@@ -63,10 +64,11 @@ __all__ = [
     "LoRAConfig",
     "PromptConfig",
     "SDPTConfig",
-    "TextPromptConfig",
+    "TuningConfig",
     "UnsupportedHostError",
     "adapter_disabled",
     "apply_method",
+    "config_class",
     "load_adapter",
     "save_adapter",
     "trainable_parameters",

@@ -19,12 +19,14 @@ from sdpt_ext.models.glip.text import GlipTextEncoder
 
 from .added import emptied, state_of
 from .bottleneck import Bottleneck, BottleneckConfig, BottleneckedLinear, adapter
+from .configuration import TuningConfig
 from .freezing import thawed
+from .fusion_prompts import Model, PromptConfig, without_prompts
 from .hosts import fusion_layers
 from .lora import LoRAConfig, lora, lora_state, without_lora
-from .prompts import CoupledPrompts, ImagePrompts, PromptConfig, UnifiedPrompts, maple, upt, vpt
-from .sdpt import Model, SDPTConfig, prompt_state, tune, without_prompts
-from .text_prompts import ContextVectors, CoOpConfig, PositionTable, TextPromptConfig, coop, text_prompt
+from .prompts import CoupledPrompts, ImagePrompts, UnifiedPrompts, maple, upt, vpt
+from .sdpt import SDPTConfig, prompt_state, tune
+from .text_prompts import ContextVectors, CoOpConfig, PositionTable, coop, text_prompt
 
 
 class AdapterMethod(NamedTuple):
@@ -37,7 +39,7 @@ class AdapterMethod(NamedTuple):
         without: context in which the model computes as if nothing had been added.
     """
 
-    config: type[Any]
+    config: type[TuningConfig]
     apply: Callable[[Any, Any], object]
     state: Callable[[nn.Module], dict[str, Tensor]]
     without: Callable[[nn.Module], AbstractContextManager[None]]
@@ -49,7 +51,7 @@ ADAPTER_METHODS = {
     "maple": AdapterMethod(PromptConfig, maple, partial(state_of, kind=CoupledPrompts), without_prompts),
     "upt": AdapterMethod(PromptConfig, upt, partial(state_of, kind=UnifiedPrompts), without_prompts),
     "text_prompt": AdapterMethod(
-        TextPromptConfig,
+        TuningConfig,
         text_prompt,
         partial(state_of, kind=PositionTable),
         partial(emptied, holder=GlipTextEncoder, slot="prompt"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
+from .configuration import TuningConfig
 from .freezing import freeze
-from .sdpt import SDPTConfig
 
 _PREDICTORS = (
     "head.bbox_pred.",
@@ -18,7 +18,7 @@ _PREDICTORS = (
 )
 
 
-def full(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+def full(model: GlipForObjectDetection, config: TuningConfig) -> None:
     """Fine-tune everything but the classification layer that no output depends on and ``GlipConfig.frozen_stages``."""
     stages = _swin_parts(model.config.frozen_stages)
     frozen = ("head.cls_logits.", *(f"{stage}." for stage in stages))
@@ -31,17 +31,17 @@ def _swin_parts(count: int) -> list[str]:
     return [f"{swin}.embeddings", *(f"{swin}.encoder.layers.{stage}" for stage in range(count - 1))][:count]
 
 
-def linear_probe(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+def linear_probe(model: GlipForObjectDetection, config: TuningConfig) -> None:
     """Train the prediction layers on frozen features."""
     freeze(model, lambda name: name.startswith(_PREDICTORS), config.host_dropout)
 
 
-def bitfit(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+def bitfit(model: GlipForObjectDetection, config: TuningConfig) -> None:
     """Train the bias vectors alone (Ben Zaken et al., 2022)."""
     freeze(model, lambda name: name.endswith("bias") and "cls_logits" not in name, config.host_dropout)
 
 
-def none(model: GlipForObjectDetection, config: SDPTConfig) -> None:
+def none(model: GlipForObjectDetection, config: TuningConfig) -> None:
     """Train nothing: the zero-shot model."""
     freeze(model)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from transformers.models.bert.modeling_bert import BertLayer
 from sdpt_ext.models.glip.backbone import StochasticMLP
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
+from .configuration import TuningConfig
 from .freezing import freeze
 
 
 @dataclass(frozen=True)
-class BottleneckConfig:
+class BottleneckConfig(TuningConfig):
     """What to tune.
 
     Attributes:
@@ -28,14 +29,10 @@ class BottleneckConfig:
     """
 
     width: int = 8
-    host_dropout: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"width must be at least 1, got {self.width}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Bottleneck(nn.Module):

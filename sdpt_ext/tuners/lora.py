@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
+from .configuration import TuningConfig
 from .freezing import freeze
 
 _TARGETS = (
@@ -26,7 +26,7 @@ _MARK = ".lora_"
 
 
 @dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(TuningConfig):
     """What to tune.
 
     Attributes:
@@ -40,14 +40,10 @@ class LoRAConfig:
 
     rank: int = 8
     alpha: int = 16
-    host_dropout: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def lora(model: GlipForObjectDetection, config: LoRAConfig) -> None:

@@ -9,64 +9,18 @@ Every fusion layer gets K prompts of its own, and nothing of the host trains:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
 from torch import nn
 
 from sdpt_ext.nn import FusionAttention, PromptRows
 
-from .freezing import freeze
-from .hosts import fusion_layers
-from .sdpt import Model
+from .fusion_prompts import FusionPrompts, Model, PromptConfig, add_prompts
 
 _INITIAL_STD = 0.02
 # UPT's transformer: beside its two linear layers it adds 34,000 numbers per fusion layer.
 _UNIFIED_WIDTH, _UNIFIED_HEADS, _UNIFIED_FEED_FORWARD = 64, 4, 128
 
 
-@dataclass(frozen=True)
-class PromptConfig:
-    """What to tune.
-
-    Attributes:
-        num_tokens: prompts K per fusion layer.
-        gate: "zero" multiplies what the prompts contribute by one factor per head that starts at zero, as SDPT's
-            does; None joins prompts and tokens in one softmax (the papers).
-        host_dropout: keep dropout of the frozen host active while training.
-
-    Raises:
-        ValueError: a value outside these.
-    """
-
-    num_tokens: int = 10
-    gate: Literal["zero"] | None = None
-    host_dropout: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
-        if self.gate not in ("zero", None):
-            raise ValueError(f"gate must be one of zero, None, got {self.gate!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class _FusionPrompts(nn.Module):
-    """The prompts of one fusion layer, on the device and in the precision of its weights."""
-
-    def __init__(self, attention: FusionAttention, config: PromptConfig) -> None:
-        super().__init__()
-        weight = attention.projections.query.weight
-        self.gate = nn.Parameter(weight.new_zeros(attention.num_heads)) if config.gate == "zero" else None
-
-    def forward(self, attention: FusionAttention) -> PromptRows:
-        """The rows (K, d_v) and (K, d_l) that join the layer's image and text tokens."""
-        raise NotImplementedError
-
-
-class ImagePrompts(_FusionPrompts):
+class ImagePrompts(FusionPrompts):
     """VPT: the text attends to (K, d_v) rows beside the image."""
 
     def __init__(self, attention: FusionAttention, config: PromptConfig) -> None:
@@ -78,7 +32,7 @@ class ImagePrompts(_FusionPrompts):
         return PromptRows(image=self.image, text=hidden, text_visible=False, gate=self.gate)
 
 
-class CoupledPrompts(_FusionPrompts):
+class CoupledPrompts(FusionPrompts):
     """MaPLe: (K, d_l) text rows and the linear layer that couples the image rows to them."""
 
     def __init__(self, attention: FusionAttention, config: PromptConfig) -> None:
@@ -91,7 +45,7 @@ class CoupledPrompts(_FusionPrompts):
         return PromptRows(image=self.to_image(self.text), text=self.text, gate=self.gate)
 
 
-class UnifiedPrompts(_FusionPrompts):
+class UnifiedPrompts(FusionPrompts):
     """UPT: K tokens that attend to each other before they are mapped to both sides."""
 
     def __init__(self, attention: FusionAttention, config: PromptConfig) -> None:
@@ -129,26 +83,22 @@ def vpt(model: Model, config: PromptConfig) -> None:
 
     Raises:
         TypeError: the model is not a supported host.
+        ValueError: ``config.layers`` names layers that the model does not have.
     """
-    _add_prompts(model, "vpt", ImagePrompts, config)
+    add_prompts(model, ImagePrompts, config)
+    model.vpt_config = config  # type: ignore[assignment]
 
 
 def maple(model: Model, config: PromptConfig) -> None:
     """As :func:`vpt`, with text-side prompts and image-side prompts that a linear layer makes of them."""
-    _add_prompts(model, "maple", CoupledPrompts, config)
+    add_prompts(model, CoupledPrompts, config)
+    model.maple_config = config  # type: ignore[assignment]
 
 
 def upt(model: Model, config: PromptConfig) -> None:
     """As :func:`vpt`, with prompts of both sides that a small transformer makes of shared tokens."""
-    _add_prompts(model, "upt", UnifiedPrompts, config)
+    add_prompts(model, UnifiedPrompts, config)
+    model.upt_config = config  # type: ignore[assignment]
 
 
-def _add_prompts(model: nn.Module, method: str, kind: type[_FusionPrompts], config: PromptConfig) -> None:
-    layers = fusion_layers(model)
-    freeze(model, host_dropout=config.host_dropout)
-    for holder, attention in layers:
-        holder.prompt = kind(attention, config).train(model.training)
-    setattr(model, f"{method}_config", config)
-
-
-__all__ = ["CoupledPrompts", "ImagePrompts", "PromptConfig", "UnifiedPrompts", "maple", "upt", "vpt"]
+__all__ = ["CoupledPrompts", "ImagePrompts", "UnifiedPrompts", "maple", "upt", "vpt"]

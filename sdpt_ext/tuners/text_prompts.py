@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,27 +12,14 @@ from transformers import BertModel
 from sdpt_ext.models.glip.captions import longest_caption
 from sdpt_ext.models.glip.modeling import GlipForObjectDetection
 
+from .configuration import TuningConfig
 from .freezing import freeze
 
 _INITIAL_STD = 0.02
 
 
 @dataclass(frozen=True)
-class TextPromptConfig:
-    """What to tune.
-
-    Attributes:
-        host_dropout: keep dropout of the frozen host active while training.
-    """
-
-    host_dropout: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class CoOpConfig:
+class CoOpConfig(TuningConfig):
     """What to tune.
 
     Attributes:
@@ -45,14 +31,10 @@ class CoOpConfig:
     """
 
     num_tokens: int = 10
-    host_dropout: bool = False
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {self.num_tokens}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class PositionTable(nn.Module):
@@ -110,7 +92,7 @@ class ContextVectors(nn.Module):
         return functional.pad(hidden, (0, 0, 0, input_ids.shape[1] - read))
 
 
-def text_prompt(model: GlipForObjectDetection, config: TextPromptConfig) -> None:
+def text_prompt(model: GlipForObjectDetection, config: TuningConfig) -> None:
     """Freeze a detector and add a table of zeros behind its text encoder, in place (GLIP, section 5.2).
 
     It is "language_prompt_v2" of the official code. An earlier table is replaced.
@@ -127,4 +109,4 @@ def coop(model: GlipForObjectDetection, config: CoOpConfig) -> None:
     model.coop_config = config  # type: ignore[assignment]
 
 
-__all__ = ["CoOpConfig", "ContextVectors", "PositionTable", "TextPromptConfig", "coop", "text_prompt"]
+__all__ = ["CoOpConfig", "ContextVectors", "PositionTable", "coop", "text_prompt"]

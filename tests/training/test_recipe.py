@@ -11,7 +11,7 @@ import yaml
 
 from sdpt_ext.training.defaults import BY_METHOD, FOR_NANO, SHARED, defaults_for
 from sdpt_ext.training.recipe import ArgumentError, flag_names, parse_arguments
-from sdpt_ext.tuners import METHODS, BottleneckConfig, CoOpConfig, LoRAConfig, PromptConfig, TextPromptConfig
+from sdpt_ext.tuners import METHODS, BottleneckConfig, CoOpConfig, LoRAConfig, PromptConfig, TuningConfig
 from sdpt_ext.tuners.adapter import ADAPTER_METHODS
 
 
@@ -55,8 +55,8 @@ def test_prompts_of_nano_are_gated_unless_a_flag_says_no(flags: list[str], gate:
 @pytest.mark.parametrize(
     ("method", "config"),
     [
-        ("vpt", PromptConfig(4, "zero", host_dropout=True)),
-        ("text_prompt", TextPromptConfig(host_dropout=True)),
+        ("vpt", PromptConfig(4, gate="zero", host_dropout=True)),
+        ("text_prompt", TuningConfig(host_dropout=True)),
         ("coop", CoOpConfig(4, host_dropout=True)),
         ("adapter", BottleneckConfig(5, host_dropout=True)),
         ("lora", LoRAConfig(5, alpha=10, host_dropout=True)),
@@ -65,6 +65,34 @@ def test_prompts_of_nano_are_gated_unless_a_flag_says_no(flags: list[str], gate:
 def test_flags_become_the_options_of_the_method(method: str, config: object) -> None:
     flags = ["--method", method, "--num_tokens", "4", "--rank", "5", "--gate", "zero", "--host_dropout"]
     assert parse_arguments(flags).run.tuning_config() == config
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("sdpt", ["--rank"]),
+        ("vpt", ["--text_prompts", "--init", "--rank"]),
+        ("lora", ["--num_tokens", "--text_prompts", "--layers", "--init", "--gate"]),
+        ("full", ["--num_tokens", "--text_prompts", "--layers", "--init", "--gate", "--rank"]),
+    ],
+)
+def test_flags_that_say_nothing_to_the_method_are_named(method: str, unused: list[str]) -> None:
+    flags = [
+        "--num_tokens",
+        "4",
+        "--text_prompts",
+        "masked",
+        "--layers",
+        "1",
+        "--init",
+        "normal",
+        "--gate",
+        "zero",
+        "--rank",
+        "5",
+    ]
+    assert sorted(parse_arguments(["--method", method, *flags]).run.without_effect()) == sorted(unused)
+    assert parse_arguments(["--method", method, "--num_tokens", "10"]).run.without_effect() == []
 
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)

@@ -19,7 +19,7 @@ from sdpt_ext.tuners import (
     LoRAConfig,
     PromptConfig,
     SDPTConfig,
-    TextPromptConfig,
+    TuningConfig,
     UnsupportedHostError,
     apply_method,
 )
@@ -34,7 +34,7 @@ CONFIGS: dict[str, Any] = {
     "vpt": PromptConfig(num_tokens=3),
     "maple": PromptConfig(num_tokens=3),
     "upt": PromptConfig(num_tokens=3),
-    "text_prompt": TextPromptConfig(),
+    "text_prompt": TuningConfig(),
     "coop": CoOpConfig(num_tokens=3),
     "adapter": BottleneckConfig(width=3),
     "lora": LoRAConfig(rank=2),
@@ -179,7 +179,7 @@ def test_tuning_starts_from_the_zero_shot_model(method: str, config: Any) -> Non
 @pytest.mark.parametrize("gate", [None, "zero"])
 @pytest.mark.parametrize("method", GATED)
 def test_every_backend_agrees(method: str, gate: Any, backend: str) -> None:
-    model = tuned(method, PromptConfig(3, gate))
+    model = tuned(method, PromptConfig(3, gate=gate))
     expected = outputs(model)
     model.set_fusion_backend(backend)
     for actual, wanted in zip(outputs(model), expected):

@@ -26,7 +26,7 @@ TRAINED_PER_LAYER = {
 
 
 def prompted(method: str, host: Any, gate: Any = None) -> Any:
-    model = apply_method(host, method, PromptConfig(3, gate))
+    model = apply_method(host, method, PromptConfig(3, gate=gate))
     with torch.no_grad():
         for value in ADAPTER_METHODS[method].state(model).values():
             value.add_(0.3 * torch.randn_like(value))
@@ -75,6 +75,16 @@ def test_round_trip_and_the_host_underneath(tmp_path: Path, method: str, host_cl
         assert same(outputs(loaded), zero_shot)
     with pytest.raises(ValueError, match="fusion_dim: adapter 48, model 64"):
         sdpt_ext.load_adapter(random_host(host_class, encoder_ffn_dim=128), tmp_path)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_selects_the_layers(method: str) -> None:
+    model = prompted(method, random_host(HOSTS[0]))
+    apply_method(model, method, PromptConfig(3, layers=(1,)))
+    assert sdpt_ext.trainable_parameters(model)[0] == TRAINED_PER_LAYER[method]
+    assert [layer.holder.prompt is None for layer in fusion_layers(model)] == [True, False]
+    with pytest.raises(ValueError, match=r"layers \[2\] do not exist"):
+        apply_method(model, method, PromptConfig(3, layers=(2,)))
 
 
 @pytest.mark.parametrize("gate", [None, "zero"])
