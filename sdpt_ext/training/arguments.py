@@ -80,6 +80,9 @@ class RunArguments:
             "zero, so that step 0 equals the zero-shot model exactly (default for nano: zero, but for MaPLe)."
         },
     )
+    gate_rate: float = field(
+        default=0.025, metadata={"help": "Learning rate of the gates, as a factor of --learning_rate."}
+    )
     rank: int = field(default=8, metadata={"help": "LoRA: rank of the updates; adapter: width of the bottlenecks."})
     host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})
     cache_features: str = field(

@@ -191,6 +191,7 @@ class _Run:
             ),
             callbacks=[interrupt, EpochCallback(items), self.throughput],
             classes_per_caption=self.options.classes_per_caption,
+            gate_rate=self.options.gate_rate,
         )
         if not trainer.restore_finished(self.checkpoint):
             with interrupt:

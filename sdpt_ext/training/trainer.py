@@ -20,6 +20,7 @@ from sdpt_ext.models.loading import Detector
 from sdpt_ext.training.callbacks import LossProgressCallback
 from sdpt_ext.training.disk import removed_on_error
 from sdpt_ext.training.weights import load_weights, save_weights
+from sdpt_ext.tuners.fusion_prompts import gates
 
 
 class DetectionTrainer(Trainer):
@@ -34,6 +35,7 @@ class DetectionTrainer(Trainer):
         val_dataset: what `evaluate` measures AP on; None if the run does not evaluate.
         collator: list of items -> model inputs.
         classes_per_caption: see `evaluate_model`.
+        gate_rate: learning rate of the prompts' gates, as a factor of that of everything else.
         callbacks: beside transformers' own.
     """
 
@@ -49,6 +51,7 @@ class DetectionTrainer(Trainer):
         collator: Callable[[list[Any]], dict[str, Any]],
         callbacks: list[TrainerCallback],
         classes_per_caption: int | None = None,
+        gate_rate: float = 1.0,
     ) -> None:
         super().__init__(
             model=model,
@@ -63,11 +66,26 @@ class DetectionTrainer(Trainer):
         self.method = method
         self.processor = processor
         self.classes_per_caption = classes_per_caption
+        self.gate_rate = gate_rate
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LossProgressCallback())
         self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that transformers makes, with the gates in a group of their own."""
+        is_new = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        own = gates(self.model if model is None else model)
+        if is_new and own:
+            others = {id(gate) for gate in own}
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in others]
+            optimizer.add_param_group(
+                {"params": own, "lr": self.gate_rate * self.args.learning_rate, "weight_decay": 0.0}
+            )
+        return optimizer
 
     def compute_loss(
         self,

@@ -64,6 +64,12 @@ class FusionPrompts(nn.Module):
         raise NotImplementedError
 
 
+def gates(model: nn.Module) -> list[nn.Parameter]:
+    """The gates of a model's prompts. Their size is a tenth of a token's or less: they want smaller steps."""
+    prompts = [module for module in model.modules() if isinstance(module, FusionPrompts)]
+    return [prompt.gate for prompt in prompts if prompt.gate is not None]
+
+
 def add_prompts(model: nn.Module, kind: Callable[[FusionAttention, Config], FusionPrompts], config: Config) -> None:
     """Freeze a detector and add prompts to its fusion layers, in place; those of an earlier call go.
 
@@ -103,4 +109,4 @@ def without_prompts(model: nn.Module) -> Iterator[None]:
             holder.prompt = prompt
 
 
-__all__ = ["FusionPrompts", "Model", "PromptConfig", "add_prompts", "without_prompts"]
+__all__ = ["FusionPrompts", "Model", "PromptConfig", "add_prompts", "gates", "without_prompts"]
