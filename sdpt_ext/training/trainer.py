@@ -79,12 +79,11 @@ class DetectionTrainer(Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         own = gates(self.model if model is None else model)
         if is_new and own:
-            others = {id(gate) for gate in own}
+            moved = {id(gate) for gate in own}
             for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if id(p) not in others]
-            optimizer.add_param_group(
-                {"params": own, "lr": self.gate_rate * self.args.learning_rate, "weight_decay": 0.0}
-            )
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
+            rate = self.gate_rate * self.args.learning_rate
+            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def compute_loss(

@@ -76,6 +76,15 @@ def test_a_run_writes_everything(
     assert all(word in printed for word in ("zero-shot", "tuned", "trainable parameters  640 of", "peak memory"))
 
 
+def test_gates_take_smaller_steps_than_prompts(train: Train, tmp_path: Path) -> None:
+    rates = ["--learning_rate", 0.1, "--gate_rate", 0.03, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+    train(tmp_path, "--max_steps", 1, "--eval_strategy", "no", "--gate", "zero", *rates)
+    # The first step of Adam is as long as the learning rate in every coordinate, whatever its gradient.
+    opened = [value for name, value in weights(tmp_path).items() if name.endswith("gate")]
+    assert len(opened) == 2
+    torch.testing.assert_close(torch.cat(opened).abs(), torch.full((4,), 0.003), rtol=1e-3, atol=0)
+
+
 def test_classes_in_several_captions(train: Train, tmp_path: Path, data_folder: Path, model_folder: Path) -> None:
     train(tmp_path / "run", "--max_steps", 2, "--classes_per_caption", 1)
     tuned = json.loads((tmp_path / "run" / "metrics.json").read_text())["tuned"]
