@@ -80,8 +80,8 @@ class RunArguments:
             "zero, so that step 0 equals the zero-shot model exactly (default for nano: zero, but for MaPLe)."
         },
     )
-    gate_rate: float = field(
-        default=0.025, metadata={"help": "Learning rate of the gates, as a factor of --learning_rate."}
+    gate_learning_rate: float = field(
+        default=0.01, metadata={"help": "Learning rate of what --gate adds, which is far smaller than a prompt."}
     )
     rank: int = field(default=8, metadata={"help": "LoRA: rank of the updates; adapter: width of the bottlenecks."})
     host_dropout: bool = field(default=False, metadata={"help": "Keep dropout of the frozen parts on while training."})

@@ -191,7 +191,7 @@ class _Run:
             ),
             callbacks=[interrupt, EpochCallback(items), self.throughput],
             classes_per_caption=self.options.classes_per_caption,
-            gate_rate=self.options.gate_rate,
+            gate_learning_rate=self.options.gate_learning_rate,
         )
         if not trainer.restore_finished(self.checkpoint):
             with interrupt:

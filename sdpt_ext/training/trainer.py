@@ -34,8 +34,8 @@ class DetectionTrainer(Trainer):
         train_dataset: items that `collator` turns into model inputs.
         val_dataset: what `evaluate` measures AP on; None if the run does not evaluate.
         collator: list of items -> model inputs.
+        gate_learning_rate: of the prompts' gates; all else trains at that of `args`.
         classes_per_caption: see `evaluate_model`.
-        gate_rate: learning rate of the prompts' gates, as a factor of that of everything else.
         callbacks: beside transformers' own.
     """
 
@@ -50,8 +50,8 @@ class DetectionTrainer(Trainer):
         val_dataset: Dataset[Any] | None,
         collator: Callable[[list[Any]], dict[str, Any]],
         callbacks: list[TrainerCallback],
+        gate_learning_rate: float,
         classes_per_caption: int | None = None,
-        gate_rate: float = 1.0,
     ) -> None:
         super().__init__(
             model=model,
@@ -66,7 +66,7 @@ class DetectionTrainer(Trainer):
         self.method = method
         self.processor = processor
         self.classes_per_caption = classes_per_caption
-        self.gate_rate = gate_rate
+        self.gate_learning_rate = gate_learning_rate
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         if self.pop_callback(ProgressCallback) is not None:
@@ -77,13 +77,12 @@ class DetectionTrainer(Trainer):
         """The optimizer that transformers makes, with the gates in a group of their own."""
         is_new = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        own = gates(self.model if model is None else model)
+        own = gates(self._bare_model())
         if is_new and own:
             moved = {id(gate) for gate in own}
             for group in optimizer.param_groups:
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in moved]
-            rate = self.gate_rate * self.args.learning_rate
-            optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+            optimizer.add_param_group({"params": own, "lr": self.gate_learning_rate, "weight_decay": 0.0})
         return optimizer
 
     def compute_loss(

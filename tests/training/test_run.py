@@ -76,8 +76,8 @@ def test_a_run_writes_everything(
     assert all(word in printed for word in ("zero-shot", "tuned", "trainable parameters  640 of", "peak memory"))
 
 
-def test_gates_take_smaller_steps_than_prompts(train: Train, tmp_path: Path) -> None:
-    rates = ["--learning_rate", 0.1, "--gate_rate", 0.03, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+def test_gates_have_a_learning_rate_of_their_own(train: Train, tmp_path: Path) -> None:
+    rates = ["--learning_rate=0.1", "--gate_learning_rate=0.003", "--lr_scheduler_type=constant", "--warmup_steps=0"]
     train(tmp_path, "--max_steps", 1, "--eval_strategy", "no", "--gate", "zero", *rates)
     # The first step of Adam is as long as the learning rate in every coordinate, whatever its gradient.
     opened = [value for name, value in weights(tmp_path).items() if name.endswith("gate")]
