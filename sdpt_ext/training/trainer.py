@@ -20,7 +20,7 @@ from sdpt_ext.models.loading import Detector
 from sdpt_ext.training.callbacks import LossProgressCallback
 from sdpt_ext.training.disk import removed_on_error
 from sdpt_ext.training.weights import load_weights, save_weights
-from sdpt_ext.tuners.fusion_prompts import gates
+from sdpt_ext.tuners import gates
 
 
 class DetectionTrainer(Trainer):

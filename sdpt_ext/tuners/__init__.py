@@ -12,7 +12,7 @@ from .adapter import ADAPTER_METHODS, adapter_disabled, load_adapter, save_adapt
 from .bottleneck import BottleneckConfig
 from .configuration import TuningConfig
 from .freezing import trainable_parameters
-from .fusion_prompts import Model, PromptConfig
+from .fusion_prompts import Model, PromptConfig, gates
 from .lora import LoRAConfig
 from .sdpt import SDPTConfig, tune
 from .text_prompts import CoOpConfig
@@ -69,6 +69,7 @@ __all__ = [
     "adapter_disabled",
     "apply_method",
     "config_class",
+    "gates",
     "load_adapter",
     "save_adapter",
     "trainable_parameters",
