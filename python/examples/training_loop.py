@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 import sdpt_ext
 from sdpt_ext.data.collate import TrainCollator
-from sdpt_ext.data.sources import open_dataset
+from sdpt_ext.data.sources import DEFAULT_SOURCE, open_dataset
 from sdpt_ext.evaluation.inference import evaluate_model
 from sdpt_ext.models.loading import load_model
 from sdpt_ext.tuners import gates
@@ -32,7 +32,7 @@ def endless(batches: DataLoader[Any]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano", help="as --model of python -m sdpt_ext.train")
-    parser.add_argument("--data", default="shapes:novel_pair", help="as --data of python -m sdpt_ext.train")
+    parser.add_argument("--data", default=DEFAULT_SOURCE, help="as --data of python -m sdpt_ext.train")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=0.4, help="0.4 suits nano; start lower elsewhere")

@@ -115,6 +115,6 @@ class RunArguments:
     def without_effect(self) -> list[str]:
         """The flags that were set and say nothing to the method."""
         options = {option.name for option in fields(config_class(self.method))}
-        known = options | ({"rank"} if options & {"width", "alpha"} else set())
+        known = options | ({"rank"} if "width" in options else set())
         unknown = [flag for flag in fields(self) if flag.name in _TUNING_FLAGS and flag.name not in known]
         return [f"--{flag.name}" for flag in unknown if getattr(self, flag.name) != flag.default]

@@ -77,20 +77,8 @@ def test_flags_become_the_options_of_the_method(method: str, config: object) -> 
     ],
 )
 def test_flags_that_say_nothing_to_the_method_are_named(method: str, unused: list[str]) -> None:
-    flags = [
-        "--num_tokens",
-        "4",
-        "--text_prompts",
-        "masked",
-        "--layers",
-        "1",
-        "--init",
-        "normal",
-        "--gate",
-        "zero",
-        "--rank",
-        "5",
-    ]
+    values = {"num_tokens": 4, "text_prompts": "masked", "layers": 1, "init": "normal", "gate": "zero", "rank": 5}
+    flags = [f"--{name}={value}" for name, value in values.items()]
     assert sorted(parse_arguments(["--method", method, *flags]).run.without_effect()) == sorted(unused)
     assert parse_arguments(["--method", method, "--num_tokens", "10"]).run.without_effect() == []
 
