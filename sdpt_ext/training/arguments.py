@@ -11,7 +11,7 @@ from sdpt_ext.data.sources import DEFAULT_SOURCE
 from sdpt_ext.tuners import METHODS, TuningConfig, config_class
 from sdpt_ext.tuners.sdpt import Init, TextPrompts
 
-_TUNING_FLAGS = ("num_tokens", "text_prompts", "layers", "init", "gate", "rank")
+_TUNING_FLAGS = ("num_tokens", "text_prompts", "layers", "init", "gate", "gate_learning_rate", "rank")
 
 
 @dataclass
@@ -52,6 +52,13 @@ class RunArguments:
     )
     classes_per_caption: int | None = field(
         default=None, metadata={"help": "Most classes that a caption names; as many as it holds if not given."}
+    )
+    repeat_threshold: float = field(
+        default=1.0,
+        metadata={
+            "help": "Train more often on images with a class that fewer than this share of the images show: by "
+            "sqrt(threshold / share), as LVIS's baselines (default for lvis: 0.001); 0: on all equally often."
+        },
     )
     image_size: str = field(
         default="auto",
@@ -102,6 +109,8 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
+        if not 0 <= self.repeat_threshold <= 1:
+            raise ValueError(f"--repeat_threshold is {self.repeat_threshold:g}; it must lie between 0 and 1")
         if self.image_size != "auto" and not (self.image_size.isdecimal() and int(self.image_size) >= 32):
             raise ValueError(f"--image_size is {self.image_size}; it must be auto or a number of pixels, at least 32")
 
@@ -113,8 +122,9 @@ class RunArguments:
         return kind(**{option.name: values[option.name] for option in fields(kind)})
 
     def without_effect(self) -> list[str]:
-        """The flags that were set and say nothing to the method."""
+        """The flags that were set and say nothing to the method and the other flags."""
         options = {option.name for option in fields(config_class(self.method))}
-        known = options | ({"rank"} if "width" in options else set())
+        implied = {"rank": "width" in options, "gate_learning_rate": "gate" in options and self.gate != "none"}
+        known = options | {name for name, is_used in implied.items() if is_used}
         unknown = [flag for flag in fields(self) if flag.name in _TUNING_FLAGS and flag.name not in known]
         return [f"--{flag.name}" for flag in unknown if getattr(self, flag.name) != flag.default]

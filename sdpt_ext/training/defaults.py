@@ -51,7 +51,7 @@ BY_METHOD: dict[str, dict[str, Any]] = {
 BY_DATA: dict[str, dict[str, Any]] = {
     "shapes": {"max_steps": 150},
     "coco": {},
-    "lvis": {},
+    "lvis": {"repeat_threshold": 1e-3},
     "odinw": {},
 }
 

@@ -14,6 +14,7 @@ from transformers import set_seed
 from sdpt_ext.data.collate import TrainCollator
 from sdpt_ext.data.detection import DetectionImages
 from sdpt_ext.data.image_size import fitting_image_size
+from sdpt_ext.data.repeat_factors import repeat_factors
 from sdpt_ext.data.sources import open_dataset
 from sdpt_ext.evaluation.inference import evaluate_model
 from sdpt_ext.models.loading import load_model
@@ -178,7 +179,8 @@ class _Run:
         """
         if trainable_parameters(self.model)[0] == 0:
             return []
-        items, interrupt = SeededItems(self.train, self.training.seed), InterruptCallback()
+        factors = repeat_factors(self.train, self.options.repeat_threshold)
+        items, interrupt = SeededItems(self.train, self.training.seed, factors), InterruptCallback()
         trainer = DetectionTrainer(
             self.model,
             self.training,

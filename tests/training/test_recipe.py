@@ -72,15 +72,20 @@ def test_flags_become_the_options_of_the_method(method: str, config: object) -> 
     [
         ("sdpt", ["--rank"]),
         ("vpt", ["--text_prompts", "--init", "--rank"]),
-        ("lora", ["--num_tokens", "--text_prompts", "--layers", "--init", "--gate"]),
-        ("full", ["--num_tokens", "--text_prompts", "--layers", "--init", "--gate", "--rank"]),
+        ("lora", ["--num_tokens", "--text_prompts", "--layers", "--init", "--gate", "--gate_learning_rate"]),
+        ("full", ["--num_tokens", "--text_prompts", "--layers", "--init", "--gate", "--gate_learning_rate", "--rank"]),
     ],
 )
 def test_flags_that_say_nothing_to_the_method_are_named(method: str, unused: list[str]) -> None:
     values = {"num_tokens": 4, "text_prompts": "masked", "layers": 1, "init": "normal", "gate": "zero", "rank": 5}
-    flags = [f"--{name}={value}" for name, value in values.items()]
+    flags = [f"--{name}={value}" for name, value in values.items()] + ["--gate_learning_rate=0.1"]
     assert sorted(parse_arguments(["--method", method, *flags]).run.without_effect()) == sorted(unused)
     assert parse_arguments(["--method", method, "--num_tokens", "10"]).run.without_effect() == []
+
+
+def test_the_rate_of_gates_says_nothing_without_gates() -> None:
+    flags = ["--gate", "none", "--gate_learning_rate", "0.1"]
+    assert parse_arguments(flags).run.without_effect() == ["--gate_learning_rate"]
 
 
 @pytest.mark.parametrize("method", ADAPTER_METHODS)
@@ -134,6 +139,7 @@ def test_lists_and_mappings_pass_through_a_recipe(tmp_path: Path) -> None:
         (["--num_tokens", "0"], "--num_tokens is 0"),
         (["--shots", "0"], "--shots is 0"),
         (["--image_size", "large"], "--image_size is large; it must be auto or a number of pixels"),
+        (["--repeat_threshold", "2"], "--repeat_threshold is 2; it must lie between 0 and 1"),
         (["--image_size", "16"], "--image_size is 16"),
         (["--text_prompts", "hidden"], "invalid choice"),
         (["--eval_strategy", "sometimes"], "sometimes"),
