@@ -23,16 +23,6 @@ using BiAttention = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Ten
                                                                        double dropout_p,
                                                                        int64_t seed);
 
-// Adds y and the offset to x -> u, mass.
-using BiAttentionAdd = std::tuple<Tensor, Tensor>(const Tensor& x,
-                                                  const Tensor& keys,
-                                                  const Tensor& key_bias,
-                                                  const Tensor& values,
-                                                  const Tensor& offset,
-                                                  const std::optional<Tensor>& prompts,
-                                                  const std::optional<Tensor>& image_mask,
-                                                  int64_t num_text);
-
 // -> gradients of x, keys, key_bias, values, prompts; without prompts theirs has no elements.
 using BiAttentionBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor& grad_y,
                                                                                const Tensor& grad_u,
@@ -50,6 +40,19 @@ using BiAttentionBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(c
                                                                                int64_t num_text,
                                                                                double dropout_p,
                                                                                int64_t seed);
+
+// -> layer_norm(v) + offset + y, u, mass.
+using BiAttentionResidual = std::tuple<Tensor, Tensor, Tensor>(const Tensor& v,
+                                                               const Tensor& norm_weight,
+                                                               const Tensor& norm_bias,
+                                                               double norm_epsilon,
+                                                               const Tensor& keys,
+                                                               const Tensor& key_bias,
+                                                               const Tensor& values,
+                                                               const Tensor& offset,
+                                                               const std::optional<Tensor>& prompts,
+                                                               const std::optional<Tensor>& image_mask,
+                                                               int64_t num_text);
 
 // -> keys, key_bias and values with the prompts behind the text, and the prompts' image rows.
 using JoinPrompts = std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor& keys,
@@ -97,8 +100,8 @@ using Nms = Tensor(const Tensor& boxes, const Tensor& scores, const Tensor& labe
 namespace cpu {
 
 BiAttention bi_attention;
-BiAttentionAdd bi_attention_add_;
 BiAttentionBackward bi_attention_backward;
+BiAttentionResidual bi_attention_residual;
 DeformConv2d deform_conv2d;
 DeformConv2dBackwardData deform_conv2d_backward_data;
 DeformConv2dBackwardWeight deform_conv2d_backward_weight;

@@ -6,15 +6,16 @@ STABLE_TORCH_LIBRARY(sdpt_ext, m) {
   m.def(
       "bi_attention(Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor? prompts, Tensor? image_mask, "
       "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // x += offset + y -> u, mass; without gradients, and not on every device
-  m.def(
-      "bi_attention_add_(Tensor(a!) x, Tensor keys, Tensor key_bias, Tensor values, Tensor offset, Tensor? prompts, "
-      "Tensor? image_mask, int num_text) -> (Tensor, Tensor)");
   // -> gradients of x, keys, key_bias, values, prompts
   m.def(
       "bi_attention_backward(Tensor grad_y, Tensor grad_u, Tensor grad_mass, Tensor x, Tensor keys, Tensor key_bias, "
       "Tensor values, Tensor? prompts, Tensor? image_mask, Tensor u, Tensor mass, Tensor image_lse, Tensor text_lse, "
       "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // x = layer_norm(v) -> x + offset + y, u, mass; without gradients, and not on every device
+  m.def(
+      "bi_attention_residual(Tensor v, Tensor norm_weight, Tensor norm_bias, float norm_epsilon, Tensor keys, "
+      "Tensor key_bias, Tensor values, Tensor offset, Tensor? prompts, Tensor? image_mask, int num_text) "
+      "-> (Tensor, Tensor, Tensor)");
   // Prompt rows offset + tokens weight^T, behind the text -> keys, key_bias, values, image rows; not on every device
   m.def(
       "join_prompts(Tensor keys, Tensor key_bias, Tensor values, Tensor tokens, Tensor weight, Tensor offset) "

@@ -3,6 +3,7 @@
 #include "../ops.h"
 #include "bi_attention_tiles.h"
 #include "dropout.h"
+#include "layer_norm.h"
 #include "online_softmax.h"
 #include "parallel.h"
 
@@ -16,7 +17,8 @@ struct Arguments {
   const Storage *x, *keys, *values, *prompts;
   const Number* bias;
   const bool* visible;    // (batch, positions) or null
-  const Storage* offset;  // (width) or null: y starts from x + offset, and may then be x itself
+  const LayerNorm<Storage>* norm;  // or null: x is what it makes of the image, and y starts from x + offset
+  const Storage* offset;           // (width)
   Storage *y, *u;
   Number *mass, *image_lse, *text_lse;  // image_lse may be null
 };
@@ -83,7 +85,12 @@ class Worker {
     gathered.reset();
     for (int64_t index = tiles.begin; index < tiles.end; ++index) {
       const Range rows = tiles_[index];
-      visit(a_.x + (sample * shape.positions + rows.begin) * shape.width, rows, true);
+      const Storage* image = a_.x + (sample * shape.positions + rows.begin) * shape.width;
+      if (a_.norm) {
+        (*a_.norm)(y_of(rows), image, rows.size());
+        image = y_of(rows);
+      }
+      visit(image, rows, true);
     }
     if (with_prompts && shape.prompts > 0 && shape.text > 0) {
       visit(a_.prompts, {shape.positions, shape.positions + shape.prompts}, false);
@@ -108,7 +115,7 @@ class Worker {
                         {rows.size(), group.count * shape.tokens, depth},
                         false);
       if (is_image) {
-        if (index == 0 && a_.offset) {
+        if (index == 0 && a_.norm) {
           start_from(data, output, rows.size());
         }
         attend_to_text(group, rows);
@@ -118,7 +125,7 @@ class Worker {
                           weight_tile_.by_row(weights_.get(), rows.size(), columns),
                           text_.values[index].data(),
                           {rows.size(), shape.width, elements_of_depth<Element>(columns)},
-                          index > 0 || a_.offset);
+                          index > 0 || a_.norm);
       }
       if (shape.text > 0) {
         gather(group, rows, is_image && a_.visible);
@@ -138,7 +145,7 @@ class Worker {
   // y itself, unless it has another type or lies over rows of x that a later group still multiplies.
   Number* output_of(Range rows) const {
     if constexpr (std::is_same_v<Storage, Number>) {
-      if (groups_.size() == 1 || !a_.offset) {
+      if (groups_.size() == 1 || !a_.norm) {
         return y_of(rows);
       }
     }
@@ -299,30 +306,39 @@ void run(const Arguments<Storage, Element>& a, const Dropout& dropout) {
   }
 }
 
-// -> y, u, mass, image_lse, text_lse; y is x where an offset is given.
+// Layer norm before and residual after, in the weights of a tensor's type.
+struct Residual {
+  const Tensor &weight, &bias, &offset;
+  double epsilon;
+};
+
+// -> y, u, mass, image_lse, text_lse; image_lse is empty with a residual: only a backward pass would read it.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
                                                           const Tensor& keys,
                                                           const Tensor& key_bias,
                                                           const Tensor& values,
                                                           const std::optional<Tensor>& prompts,
                                                           const std::optional<Tensor>& image_mask,
-                                                          const std::optional<Tensor>& offset,
+                                                          const Residual* residual,
                                                           const Dropout& dropout,
                                                           const BiAttentionShape& shape) {
   const Tensor image = torch::stable::contiguous(x), key_rows = torch::stable::contiguous(keys);
   const Tensor bias = torch::stable::contiguous(key_bias), value_rows = torch::stable::contiguous(values);
   const std::optional<Tensor> prompt_rows = contiguous(prompts), visible = contiguous(image_mask);
-  const std::optional<Tensor> start = contiguous(offset);
-  const Tensor y = offset ? x : empty(x, {shape.batch, shape.positions, shape.width});
+  const Tensor offset = residual ? torch::stable::contiguous(residual->offset) : Tensor();
+  const Tensor y = empty(x, {shape.batch, shape.positions, shape.width});
   const Tensor u = empty(x, {shape.batch, shape.heads, shape.text, shape.width});
   const Tensor mass = empty(key_bias, {shape.batch, shape.heads, shape.text}),
                text_lse = torch::stable::empty_like(mass);
-  // Only a backward pass reads image_lse, and none follows a y in place of x.
-  const Tensor image_lse = empty(key_bias, {shape.batch, shape.heads, offset ? 0 : shape.positions});
+  const Tensor image_lse = empty(key_bias, {shape.batch, shape.heads, residual ? 0 : shape.positions});
   dispatch_products(x, [&](auto storage, auto element) {
     using Storage = decltype(storage);
     using Element = decltype(element);
     using Number = NumberOf<Element>;
+    std::optional<LayerNorm<Storage>> norm;
+    if (residual) {
+      norm.emplace(residual->weight, residual->bias, residual->epsilon);
+    }
     run(Arguments<Storage, Element>{shape,
                                     data_of<Storage>(image),
                                     data_of<Storage>(key_rows),
@@ -330,11 +346,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
                                     prompts ? data_of<Storage>(*prompt_rows) : nullptr,
                                     data_of<Number>(bias),
                                     image_mask ? data_of<bool>(*visible) : nullptr,
-                                    offset ? data_of<Storage>(*start) : nullptr,
+                                    norm ? &*norm : nullptr,
+                                    residual ? data_of<Storage>(offset) : nullptr,
                                     mutable_data_of<Storage>(y),
                                     mutable_data_of<Storage>(u),
                                     mutable_data_of<Number>(mass),
-                                    offset ? nullptr : mutable_data_of<Number>(image_lse),
+                                    residual ? nullptr : mutable_data_of<Number>(image_lse),
                                     mutable_data_of<Number>(text_lse)},
         dropout);
   });
@@ -354,26 +371,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
                                                                 int64_t seed) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
-  return attend(x, keys, key_bias, values, prompts, image_mask, std::nullopt, Dropout(dropout_p, seed), shape);
+  return attend(x, keys, key_bias, values, prompts, image_mask, nullptr, Dropout(dropout_p, seed), shape);
 }
 
-std::tuple<Tensor, Tensor> bi_attention_add_(const Tensor& x,
-                                             const Tensor& keys,
-                                             const Tensor& key_bias,
-                                             const Tensor& values,
-                                             const Tensor& offset,
-                                             const std::optional<Tensor>& prompts,
-                                             const std::optional<Tensor>& image_mask,
-                                             int64_t num_text) {
-  const BiAttentionShape shape = check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, 0);
-  STD_TORCH_CHECK(offset.dim() == 1 && offset.size(0) == shape.width && offset.scalar_type() == x.scalar_type(),
-                  "bi_attention_add_: offset must have shape (",
-                  shape.width,
-                  ",) and the dtype of x");
-  STD_TORCH_CHECK(x.is_contiguous(), "bi_attention_add_: x must be contiguous, it is written in place");
+std::tuple<Tensor, Tensor, Tensor> bi_attention_residual(const Tensor& v,
+                                                         const Tensor& norm_weight,
+                                                         const Tensor& norm_bias,
+                                                         double norm_epsilon,
+                                                         const Tensor& keys,
+                                                         const Tensor& key_bias,
+                                                         const Tensor& values,
+                                                         const Tensor& offset,
+                                                         const std::optional<Tensor>& prompts,
+                                                         const std::optional<Tensor>& image_mask,
+                                                         int64_t num_text) {
+  const BiAttentionShape shape = check_bi_attention(v, keys, key_bias, values, prompts, image_mask, num_text, 0);
+  for (const Tensor* row : {&norm_weight, &norm_bias, &offset}) {
+    STD_TORCH_CHECK(row->dim() == 1 && row->size(0) == shape.width && row->scalar_type() == v.scalar_type(),
+                    "bi_attention_residual: norm_weight, norm_bias and offset must have shape (",
+                    shape.width,
+                    ",) and the dtype of v");
+  }
+  const Residual residual{norm_weight, norm_bias, offset, norm_epsilon};
   const auto [y, u, mass, image_lse, text_lse] =
-      attend(x, keys, key_bias, values, prompts, image_mask, offset, Dropout(0, 0), shape);
-  return {u, mass};
+      attend(v, keys, key_bias, values, prompts, image_mask, &residual, Dropout(0, 0), shape);
+  return {y, u, mass};
 }
 
 }  // namespace sdpt_ext::cpu

@@ -13,6 +13,8 @@ struct VectorKernels {
   void (*dot_rows)(T products[4], const T* x, const T* const rows[4], int64_t n);
   // y[i] += a * x[i]
   void (*add_scaled)(T* y, const T* x, T a, int64_t n);
+  // out = (x - mean of x) / sqrt(variance of x + epsilon) * weight + bias; out may be x
+  void (*normalise)(T* out, const T* x, const T* weight, const T* bias, T epsilon, int64_t n);
 };
 
 // The best set that this processor runs.

@@ -271,17 +271,18 @@ def operator_flops() -> dict[Any, Callable[..., int]]:
         batch, positions, width = x
         return 2 * batch * positions * width * keys[1] * (5 * keys[2] + 2 * grad_u[2])
 
-    def attention_added(
-        x: Any, keys: Any, key_bias: Any, values: Any, offset: Any, prompts: Any, mask: Any, num_text: int, **_: Any
+    def attention_residual(
+        v: Any, norm_weight: Any, norm_bias: Any, norm_epsilon: float, *others: Any, **_: Any
     ) -> int:
-        return attention_forward(x, keys, key_bias, values, prompts, mask, num_text)
+        keys, key_bias, values, _offset, *rest = others
+        return attention_forward(v, keys, key_bias, values, *rest)
 
     return {
         ops.deform_conv2d: deform_forward,
         ops.deform_conv2d_backward_data: deform_backward,
         ops.deform_conv2d_backward_weight: deform_backward,
         ops.bi_attention: attention_forward,
-        ops.bi_attention_add_: attention_added,
+        ops.bi_attention_residual: attention_residual,
         ops.bi_attention_backward: attention_backward,
     }
 

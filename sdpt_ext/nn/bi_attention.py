@@ -79,9 +79,11 @@ class BiAttentionBlock(nn.Module):
 
     def forward(self, v: Tensor, l: Tensor, attention_mask_l: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuse (B, N, v_dim) image with (B, L, l_dim) text tokens; attention_mask_l (B, L) is 1 on real tokens."""
-        v, l = self.layer_norm_v(v), self.layer_norm_l(l)
+        l = self.layer_norm_l(l)
         prompts = None if self.prompt is None else self.prompt(self.attn)
-        v, delta_l = self.attn.add_attended(v, self.gamma_v, l, attention_mask_l, prompts, self.backend)
+        v, delta_l = self.attn.add_attended(
+            v, self.layer_norm_v, self.gamma_v, l, attention_mask_l, prompts, self.backend
+        )
         return v, l + self.gamma_l * delta_l
 
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sdpt_ext.ops.bi_attention import add_bi_attention_, adds_in_place, bi_attention
+from sdpt_ext.ops.bi_attention import bi_attention, bi_attention_residual, has_residual
 
 from .fusion_inputs import AbsorbedText, FusionInputs, Projections, PromptRows
 from .prototype_rows import PrototypeRows
@@ -78,25 +78,25 @@ class FusionAttention:
     def add_attended(
         self,
         v: Tensor,
+        norm: nn.LayerNorm,
         gamma: Tensor,
         l: Tensor,
         text_mask: Tensor | None = None,
         prompts: Prompts | None = None,
         backend: str = "auto",
     ) -> tuple[Tensor, Tensor]:
-        """``v + gamma * delta_v`` and ``delta_l``, with the deltas of :meth:`attend`.
+        """``norm(v) + gamma * delta_v`` and ``delta_l``, with the deltas of :meth:`attend` at ``norm(v)``.
 
-        The memory of v is overwritten where no gradient is recorded and the compiled operator can: at the size of the
-        image, new memory and every further pass over it cost as much as attending to a short text.
+        Where no gradient is recorded the compiled operator does it all in one pass over the image.
 
         Args:
-            v: (B, N, d_v) image tokens that nobody else reads.
+            v: (B, N, d_v) image tokens.
             gamma: (d_v,) scale of what the image gathers.
         """
-        inputs = FusionInputs(v, l, text_mask, None, prompts)
         at_rest = not (self.training and self.dropout) and not torch.is_grad_enabled()
-        if backend != "eager" and at_rest and adds_in_place(v, gamma, backend):
-            return self._add_folded(inputs, gamma, backend)
+        if backend != "eager" and at_rest and has_residual(v, norm, gamma, backend):
+            return self._add_folded(FusionInputs(v, l, text_mask, None, prompts), norm, gamma, backend)
+        v = norm(v)
         delta_v, delta_l = self.attend(v, l, text_mask, prompts, backend)
         return v + gamma * delta_v if backend == "eager" else _scaled_residual(v, gamma, delta_v), delta_l
 
@@ -204,16 +204,17 @@ class FusionAttention:
         bias = self.projections.image_output.bias.to(y.dtype)  # under autocast, as in a linear layer
         return y.add_(bias), self._gated_text(inputs, tokens, u, mass)
 
-    def _add_folded(self, inputs: FusionInputs, gamma: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-        """The image tokens with their scaled delta, in their own memory, and the delta of the text."""
-        tokens, added = self.absorb(inputs.l), self._gated_image(inputs, backend)
-        text, rows = self._attended_text(inputs, tokens)
-        image, offset = inputs.v.contiguous(), gamma * self.projections.image_output.bias
+    def _add_folded(self, raw: FusionInputs, norm: nn.LayerNorm, gamma: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        """The normalised image tokens with their scaled delta, and the delta of the text."""
+        tokens = self.absorb(raw.l)
+        text, rows = self._attended_text(raw, tokens)
         text = text._replace(values=text.values * gamma)
-        u, mass = add_bi_attention_(image, *text, offset, prompts=rows, num_text=inputs.l.shape[1])
-        if added is not None:
-            image.addcmul_(gamma, added)
-        return image, self._gated_text(inputs, tokens, u, mass)
+        offset = gamma * self.projections.image_output.bias
+        image, u, mass = bi_attention_residual(raw.v, norm, *text, offset, prompts=rows, num_text=raw.l.shape[1])
+        if raw.prompts is not None and raw.prompts.gate is not None:
+            added = self._gated_image(raw._replace(v=norm(raw.v)), backend)
+            image = image if added is None else image.addcmul_(gamma, added)
+        return image, self._gated_text(raw, tokens, u, mass)
 
     def _gated_image(self, inputs: FusionInputs, backend: str) -> Tensor | None:
         """What gated prompts add to the output of the image."""

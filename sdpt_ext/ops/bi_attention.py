@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdpt_ext import _library
 from sdpt_ext.ops.dropout import Dropout
@@ -75,23 +75,27 @@ def bi_attention(
     return (y, u, mass) if return_mass else (y, u)
 
 
-def adds_in_place(x: Tensor, offset: Tensor, backend: str = "auto") -> bool:
-    """Whether :func:`add_bi_attention_` can run on such tensors in the precision that :func:`bi_attention` has there.
+def has_residual(v: Tensor, norm: nn.LayerNorm, offset: Tensor, backend: str = "auto") -> bool:
+    """Whether :func:`bi_attention_residual` can run on such tensors in the precision that :func:`bi_attention` has.
 
     Raises:
         MissingKernelError: the compiled operator was asked for and cannot run; it is a RuntimeError.
     """
     return (
-        x.dtype in (torch.float32, torch.float64, torch.bfloat16)
-        and offset.dtype == x.dtype
-        and not torch.is_autocast_enabled(x.device.type)
-        and _library.resolve_backend("bi_attention", backend, x) == "ext"
-        and _library.has_kernel("bi_attention_add_", x.device.type)
+        v.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and type(norm) is nn.LayerNorm  # not what a library put in its place
+        and not norm._forward_hooks
+        and not norm._forward_pre_hooks
+        and norm.weight.dtype == offset.dtype == v.dtype
+        and not torch.is_autocast_enabled(v.device.type)
+        and _library.resolve_backend("bi_attention", backend, v) == "ext"
+        and _library.has_kernel("bi_attention_residual", v.device.type)
     )
 
 
-def add_bi_attention_(
-    x: Tensor,
+def bi_attention_residual(
+    v: Tensor,
+    norm: nn.LayerNorm,
     keys: Tensor,
     key_bias: Tensor,
     values: Tensor,
@@ -99,24 +103,29 @@ def add_bi_attention_(
     prompts: Tensor | None = None,
     num_text: int | None = None,
     image_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``x += offset + y`` in the memory of x, with the y of :func:`bi_attention`; compiled, without gradients.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x + offset + y`` for ``x = norm(v)``, with the y of :func:`bi_attention` at x; compiled, without gradients.
+
+    At the size of the image every further pass over it costs as much as attending to a short text.
 
     Args:
-        x: (B, N, D) image tokens, contiguous; the result replaces them.
+        v: (B, N, D) image tokens.
+        norm: over the last dimension, with weight and bias.
         offset: (D,) is added to every row.
 
     The other arguments are those of :func:`bi_attention`.
 
     Returns:
-        u (B, H, L, D) and mass (B, H, L).
+        The sum (B, N, D), u (B, H, L, D) and mass (B, H, L).
     """
     num_text = keys.shape[2] if num_text is None else num_text
-    _check(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p=0.0)
-    bias = key_bias.to(accumulation_dtype(x.dtype))
+    _check(v, keys, key_bias, values, prompts, image_mask, num_text, dropout_p=0.0)
+    bias = key_bias.to(accumulation_dtype(v.dtype))
     mask = None if image_mask is None else image_mask.bool()
-    u, mass = torch.ops.sdpt_ext.bi_attention_add_(x, keys, bias, values, offset, prompts, mask, num_text)
-    return u, mass.to(x.dtype)
+    y, u, mass = torch.ops.sdpt_ext.bi_attention_residual(
+        v, norm.weight, norm.bias, norm.eps, keys, bias, values, offset, prompts, mask, num_text
+    )
+    return y, u, mass.to(v.dtype)
 
 
 def _check(
@@ -181,7 +190,7 @@ def _fake_forward(
     image_mask: Tensor | None,
     num_text: int,
     *dropout: float,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, heads = keys.shape[:2]
     mass = key_bias.new_empty(batch, heads, num_text)
     image_lse = key_bias.new_empty(batch, heads, x.shape[1])
@@ -189,8 +198,11 @@ def _fake_forward(
     return x.new_empty(x.shape), u, mass, image_lse, torch.empty_like(mass)
 
 
-def _fake_add(
-    x: Tensor,
+def _fake_residual(
+    v: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    norm_epsilon: float,
     keys: Tensor,
     key_bias: Tensor,
     values: Tensor,
@@ -198,9 +210,8 @@ def _fake_add(
     prompts: Tensor | None,
     image_mask: Tensor | None,
     num_text: int,
-) -> tuple[Tensor, Tensor]:
-    shape = (*keys.shape[:2], num_text)
-    return x.new_empty(*shape, x.shape[2]), key_bias.new_empty(shape)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_forward(v, keys, key_bias, values, prompts, image_mask, num_text)[:3]
 
 
 def _fake_backward(
@@ -232,12 +243,12 @@ def _backward(ctx: Any, grad_y: Tensor, grad_u: Tensor, grad_mass: Tensor, *_: A
 
 def _register() -> None:
     torch.library.register_fake("sdpt_ext::bi_attention", _fake_forward)
-    torch.library.register_fake("sdpt_ext::bi_attention_add_", _fake_add)
     torch.library.register_fake("sdpt_ext::bi_attention_backward", _fake_backward)
+    torch.library.register_fake("sdpt_ext::bi_attention_residual", _fake_residual)
     torch.library.register_autograd("sdpt_ext::bi_attention", _backward, setup_context=_setup_context)
 
 
 if _library.library().path is not None:
     _register()
 
-__all__ = ["add_bi_attention_", "adds_in_place", "bi_attention"]
+__all__ = ["bi_attention", "bi_attention_residual", "has_residual"]

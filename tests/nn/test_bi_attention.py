@@ -58,7 +58,7 @@ def test_golden_levels(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("visible", [0, 5], ids=["blind", "some"])
 def test_inference_gives_what_training_sees(visible: int, backend: str) -> None:
-    """Without gradients the residual is added on the way, in the memory of the normalised tokens."""
+    """Without gradients one pass normalises, attends and adds the residual."""
     block = official_block(torch.float64, backend)
     v, l, mask = torch.randn(2, 30, 256).double(), torch.randn(2, 9, 768).double(), torch.ones(2, 9).long()
     mask[1, visible:] = 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdpt_ext import _library
 from sdpt_ext.ops import bi_attention, folded_bi_attention
-from sdpt_ext.ops.bi_attention import add_bi_attention_
+from sdpt_ext.ops.bi_attention import bi_attention_residual
 from sdpt_ext.ops.dropout import TO_IMAGE, TO_TEXT, Dropout
 
 from .backends import BACKENDS, DEVICE, needs_library
@@ -202,43 +202,73 @@ def test_opcheck(dtype: torch.dtype, prompts: int | None) -> None:
     torch.library.opcheck(torch.ops.sdpt_ext.bi_attention, arguments)
 
 
-needs_addition = pytest.mark.skipif(
-    not _library.has_kernel("bi_attention_add_", DEVICE), reason="no kernel adds in place here"
+needs_residual = pytest.mark.skipif(
+    not _library.has_kernel("bi_attention_residual", DEVICE), reason="no kernel adds the residual here"
 )
 
 
-@needs_addition
+def layer_norm(width: int, dtype: torch.dtype) -> torch.nn.LayerNorm:
+    norm = torch.nn.LayerNorm(width, eps=1e-3, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, width))
+        norm.bias.copy_(torch.linspace(1, -1, width))
+    return norm
+
+
+@needs_residual
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_adds_in_place_what_it_would_return_ext(dtype: torch.dtype, shape: dict[str, int]) -> None:
+def test_normalises_before_and_adds_after_ext(dtype: torch.dtype, shape: dict[str, int]) -> None:
     inputs = tensors(dtype, **shape)
-    x, offset = inputs["x"], torch.linspace(-1, 1, shape["width"]).to(dtype)
+    norm, offset = layer_norm(shape["width"], dtype), torch.linspace(-1, 1, shape["width"]).to(dtype)
+    v = (3 * inputs.pop("x") + 5).mT.contiguous().mT
+    given = v.clone()
     mask = torch.arange(shape["positions"]).expand(shape["batch"], -1) > 2
     options = {"num_text": shape["tokens"] - 1, "image_mask": mask}
-    y, *expected = ours("ext", **inputs, **options)
+    with torch.no_grad():
+        actual = bi_attention_residual(v, norm, **inputs, offset=offset, **options)
+        x = norm(v)
+    y, *others = ours("ext", x=x, **inputs, **options)
     precise = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    added, before = inputs | {"x": x.clone()}, x.double()
-    for actual, reference in zip(add_bi_attention_(**added, offset=offset, **options), expected, strict=True):
-        assert torch.equal(actual, reference)
-    torch.testing.assert_close(
-        added["x"].double(), before + offset.double() + y.double(), rtol=precise, atol=2 * precise
-    )
+    expected = [x.double() + offset.double() + y.double(), *others]
+    for value, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value.double(), reference.double(), rtol=precise, atol=2 * precise)
+    assert torch.equal(v, given)
 
 
-@needs_addition
-def test_opcheck_of_addition_ext() -> None:
-    inputs, offset = tensors(), torch.ones(WIDTH, dtype=torch.float64)
-    arguments = (*(inputs[name] for name in ("x", "keys", "key_bias", "values")), offset, inputs["prompts"], None, 5)
-    torch.library.opcheck(torch.ops.sdpt_ext.bi_attention_add_, arguments)
+@needs_residual
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (1.0, 1e4), (0.0, 7.0)], ids=["small", "far", "constant"])
+def test_layer_norm_is_that_of_torch_ext(dtype: torch.dtype, scale: float, shift: float) -> None:
+    """Without text nothing is added; two passes over a row lose no digits where its mean is large."""
+    v = scale * tensors(dtype, positions=9, width=40)["x"] + shift
+    norm, nothing = layer_norm(40, dtype), v.new_zeros(v.shape[0], 2, 0, 40)
+    actual, _, _ = bi_attention_residual(v, norm, nothing, nothing[..., 0], nothing, v.new_zeros(40))
+    precise = (v.double() - v.double().mean(-1, keepdim=True)) / (v.double().var(-1, correction=0) + 1e-3).sqrt()[
+        ..., None
+    ]
+    expected = precise * norm.weight + norm.bias
+    plain = (norm(v).double() - expected).abs().max()
+    assert (actual.double() - expected).abs().max() <= 2 * plain + torch.finfo(dtype).eps
 
 
-@needs_addition
-def test_addition_refuses_what_it_cannot_write_ext() -> None:
-    inputs, offset = tensors(), torch.ones(WIDTH, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="contiguous"):
-        add_bi_attention_(**inputs | {"x": inputs["x"].mT.contiguous().mT}, offset=offset)
-    with pytest.raises(RuntimeError, match="offset"):
-        add_bi_attention_(**inputs, offset=offset[1:])
+@needs_residual
+def test_opcheck_of_residual_ext() -> None:
+    inputs, norm = tensors(), layer_norm(WIDTH, torch.float64)
+    text = (inputs[name] for name in ("keys", "key_bias", "values"))
+    row = norm.bias.detach()
+    arguments = (inputs["x"], norm.weight.detach(), row, 1e-5, *text, row, inputs["prompts"], None, 5)
+    torch.library.opcheck(torch.ops.sdpt_ext.bi_attention_residual, arguments)
+
+
+@needs_residual
+def test_residual_refuses_rows_that_do_not_fit_ext() -> None:
+    inputs, row = tensors(), torch.ones(WIDTH, dtype=torch.float64)
+    v = inputs.pop("x")
+    with pytest.raises(RuntimeError, match="offset must have shape"):
+        bi_attention_residual(v, layer_norm(WIDTH, torch.float64), **inputs, offset=row[1:])
+    with pytest.raises(RuntimeError, match="dtype of v"):
+        bi_attention_residual(v, layer_norm(WIDTH, torch.float32), **inputs, offset=row)
 
 
 @needs_library
