@@ -306,12 +306,6 @@ void run(const Arguments<Storage, Element>& a, const Dropout& dropout) {
   }
 }
 
-// Layer norm before and residual after, in the weights of a tensor's type.
-struct Residual {
-  const Tensor &weight, &bias, &offset;
-  double epsilon;
-};
-
 // -> y, u, mass, image_lse, text_lse; image_lse is empty with a residual: only a backward pass would read it.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
                                                           const Tensor& keys,
@@ -337,7 +331,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attend(const Tensor& x,
     using Number = NumberOf<Element>;
     std::optional<LayerNorm<Storage>> norm;
     if (residual) {
-      norm.emplace(residual->weight, residual->bias, residual->epsilon);
+      norm.emplace(*residual);
     }
     run(Arguments<Storage, Element>{shape,
                                     data_of<Storage>(image),

@@ -1,4 +1,4 @@
-// Layer norm of image rows.
+// The layer norm of a residual block.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,22 @@
 
 namespace sdpt_ext::cpu {
 
+// x + offset + f(x) for x = layer_norm(v); all tensors are (width).
+struct Residual {
+  const Tensor &weight, &bias, &offset;
+  double epsilon;
+};
+
 // Of rows stored as Storage; bfloat16 ones are computed with in float32.
 template <typename Storage>
 class LayerNorm {
   using Number = std::conditional_t<std::is_same_v<Storage, BFloat16>, float, Storage>;
 
  public:
-  // weight, bias: (width) of type Storage.
-  LayerNorm(const Tensor& weight, const Tensor& bias, double epsilon)
-      : weight_(numbers(weight)), bias_(numbers(bias)), epsilon_(static_cast<Number>(epsilon)) {}
+  explicit LayerNorm(const Residual& residual)
+      : weight_(numbers(residual.weight)),
+        bias_(numbers(residual.bias)),
+        epsilon_(static_cast<Number>(residual.epsilon)) {}
 
   // out and in are contiguous (rows, width).
   void operator()(Storage* out, const Storage* in, int64_t rows) const {
