@@ -68,3 +68,12 @@ def test_inference_gives_what_training_sees(visible: int, backend: str) -> None:
         for actual, reference in zip(block(v, l, mask), expected, strict=True):
             torch.testing.assert_close(actual, reference.detach(), rtol=1e-10, atol=1e-10)
     assert torch.equal(v, given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hook_on_the_norm_is_called_at_rest_too(backend: str) -> None:
+    block, calls = official_block(torch.float64, backend), []
+    block.layer_norm_v.register_forward_hook(lambda *_: calls.append("normalised"))
+    with torch.no_grad():
+        block(torch.randn(1, 4, 256).double(), torch.randn(1, 3, 768).double())
+    assert calls == ["normalised"]
