@@ -249,7 +249,8 @@ def test_layer_norm_is_that_of_torch_ext(dtype: torch.dtype, scale: float, shift
     ]
     expected = precise * norm.weight + norm.bias
     plain = (norm(v).double() - expected).abs().max()
-    assert (actual.double() - expected).abs().max() <= 2 * plain + torch.finfo(dtype).eps
+    rounded = torch.finfo(dtype).eps * v.abs().max().clamp(min=1)  # what the mean of a row can lose
+    assert (actual.double() - expected).abs().max() <= 2 * plain + 8 * rounded
 
 
 @needs_residual
