@@ -16,7 +16,7 @@ struct Arguments {
   BiAttentionShape shape;
   const Storage *x, *keys, *values, *prompts;
   const Number* bias;
-  const bool* visible;    // (batch, positions) or null
+  const bool* visible;             // (batch, positions) or null
   const LayerNorm<Storage>* norm;  // or null: x is what it makes of the image, and y starts from x + offset
   const Storage* offset;           // (width)
   Storage *y, *u;

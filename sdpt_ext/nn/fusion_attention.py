@@ -30,6 +30,11 @@ def _masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
+def _adds_to_image(prompts: Prompts | None) -> bool:
+    """Whether they are gated, so that the image attends to them apart from the text, and visible to it."""
+    return prompts is not None and prompts.gate is not None and prompts.text_visible
+
+
 def _scaled_residual(x: Tensor, gamma: Tensor, delta: Tensor) -> Tensor:
     """``x + gamma * delta``, in the memory of ``delta`` where no gradient needs it: new memory costs more than that."""
     wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, gamma, delta))
@@ -199,8 +204,8 @@ class FusionAttention:
             return_mass=True,
             backend=backend,
         )
-        added = self._gated_image(inputs, backend)
-        y = y if added is None else y + added
+        if _adds_to_image(inputs.prompts):
+            y = y + self._gated_image(inputs, backend)
         bias = self.projections.image_output.bias.to(y.dtype)  # under autocast, as in a linear layer
         return y.add_(bias), self._gated_text(inputs, tokens, u, mass)
 
@@ -211,17 +216,14 @@ class FusionAttention:
         text = text._replace(values=text.values * gamma)
         offset = gamma * self.projections.image_output.bias
         image, u, mass = bi_attention_residual(raw.v, norm, *text, offset, prompts=rows, num_text=raw.l.shape[1])
-        if raw.prompts is not None and raw.prompts.gate is not None:
-            added = self._gated_image(raw._replace(v=norm(raw.v)), backend)
-            image = image if added is None else image.addcmul_(gamma, added)
+        if _adds_to_image(raw.prompts):
+            image.addcmul_(gamma, self._gated_image(raw._replace(v=norm(raw.v)), backend))
         return image, self._gated_text(raw, tokens, u, mass)
 
-    def _gated_image(self, inputs: FusionInputs, backend: str) -> Tensor | None:
-        """What gated prompts add to the output of the image."""
-        prompts = inputs.prompts
-        if prompts is None or prompts.gate is None or not prompts.text_visible:
-            return None
-        rows = self.absorb_prompts(prompts).expand(len(inputs.v))
+    def _gated_image(self, inputs: FusionInputs, backend: str) -> Tensor:
+        """What gated prompts that the image sees add to its output."""
+        assert inputs.prompts is not None
+        rows = self.absorb_prompts(inputs.prompts).expand(len(inputs.v))
         return bi_attention(inputs.v, *rows, num_text=0, backend=backend)[0]
 
     def _gated_text(self, inputs: FusionInputs, tokens: AbsorbedText, u: Tensor, mass: Tensor) -> Tensor:

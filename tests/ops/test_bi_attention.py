@@ -244,9 +244,9 @@ def test_layer_norm_is_that_of_torch_ext(dtype: torch.dtype, scale: float, shift
     v = scale * tensors(dtype, positions=9, width=40)["x"] + shift
     norm, nothing = layer_norm(40, dtype), v.new_zeros(v.shape[0], 2, 0, 40)
     actual, _, _ = bi_attention_residual(v, norm, nothing, nothing[..., 0], nothing, v.new_zeros(40))
-    precise = (v.double() - v.double().mean(-1, keepdim=True)) / (v.double().var(-1, correction=0) + 1e-3).sqrt()[
-        ..., None
-    ]
+    wide = v.double()
+    deviation = (wide.var(-1, correction=0, keepdim=True) + 1e-3).sqrt()
+    precise = (wide - wide.mean(-1, keepdim=True)) / deviation
     expected = precise * norm.weight + norm.bias
     plain = (norm(v).double() - expected).abs().max()
     rounded = torch.finfo(dtype).eps * v.abs().max().clamp(min=1)  # what the mean of a row can lose
