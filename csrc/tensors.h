@@ -29,6 +29,11 @@ inline Tensor zeros(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_zeros(like, {sizes.data(), sizes.size()});
 }
 
+// (batch, height, width, channels) -> (batch, channels, height, width) in the same memory, "channels last".
+inline Tensor as_channels_last(const Tensor& rows) {
+  return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
+}
+
 inline Tensor sum_first(const Tensor& tensor) {
   const std::vector<int64_t> first{0};
   return torch::stable::sum(tensor, torch::headeronly::IntHeaderOnlyArrayRef(first));

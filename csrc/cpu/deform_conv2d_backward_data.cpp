@@ -14,7 +14,7 @@ template <typename T>
 struct BackwardData {
   const DeformShape& shape;
   const BackwardTasks& tasks;
-  const T* grad_output;  // (batch, out_channels, positions)
+  const T* grad_output;  // (batch, positions, out_channels)
   const T* image;        // (batch, height, width, channels)
   const T* offset;       // (batch, offset_numel)
   const T* mask;         // (batch, mask_numel) or null
@@ -33,32 +33,21 @@ struct BackwardData {
 
   void run_task(Range samples, int64_t slice_index) const {
     const Range slice = share(shape.channels, tasks.channel_slices, slice_index);
-    const int64_t depth = shape.taps() * slice.size(), plane = shape.positions();
+    const int64_t depth = shape.taps() * slice.size();
     const auto filters = sliced_filters(slice);
     const Blocks blocks(shape, slice.size(), sizeof(T));
     const auto grad_columns = scratch<T>(blocks.longest() * depth);
-    const auto grad_rows = scratch<T>(blocks.longest() * shape.out_channels);
     for (int64_t sample = samples.begin; sample < samples.end; ++sample) {
       for (int64_t index = 0; index < blocks.count; ++index) {
         const Range block = blocks[index];
-        const T* grad = grad_output + sample * shape.out_channels * plane + block.begin;
-        transpose(grad_rows.get(), grad, plane, block.size());
+        const T* grad = grad_output + (sample * shape.positions() + block.begin) * shape.out_channels;
         panel_product<T>().multiply(grad_columns.get(),
                                     depth,
-                                    {grad_rows.get(), shape.out_channels, 1},
+                                    {grad, shape.out_channels, 1},
                                     filters.data(),
                                     {block.size(), depth, shape.out_channels},
                                     false);
         spread(sample, slice, slice_index, block, grad_columns.get());
-      }
-    }
-  }
-
-  // -> (positions, out_channels). The product visits the rows often, and a step of a plane is a step to another page.
-  void transpose(T* rows, const T* grad, int64_t plane, int64_t positions) const {
-    for (int64_t channel = 0; channel < shape.out_channels; ++channel) {
-      for (int64_t position = 0; position < positions; ++position) {
-        rows[position * shape.out_channels + channel] = grad[channel * plane + position];
       }
     }
   }
@@ -152,8 +141,8 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
   const Tensor grad_offset = needs_offset ? partial(shape.offset_numel) : none();
   const Tensor grad_mask = needs_mask ? partial(shape.mask_numel) : none();
   if (!shape.empty()) {
-    const Tensor grad = torch::stable::contiguous(grad_output), shifts = torch::stable::contiguous(offset);
-    const Tensor image = channels_last(input), filters = channels_last(weight);
+    const Tensor grad = channels_last(grad_output), image = channels_last(input), filters = channels_last(weight);
+    const Tensor shifts = torch::stable::contiguous(offset);
     const std::optional<Tensor> modulation = contiguous(mask);
     dispatch_floating(input, "deform_conv2d", [&](auto zero) {
       using T = decltype(zero);
@@ -170,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
           .run();
     });
   }
-  return {needs_input ? channels_first(grad_image) : none(),
+  return {needs_input ? as_channels_last(grad_image) : none(),
           needs_offset ? sum_slices(grad_offset, offset) : none(),
           needs_mask ? sum_slices(grad_mask, *mask) : none()};
 }

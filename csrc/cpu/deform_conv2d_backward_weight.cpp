@@ -14,7 +14,7 @@ template <typename T>
 struct BackwardWeight {
   const DeformShape& shape;
   const BackwardTasks& tasks;
-  const T* grad_output;  // (batch, out_channels, positions)
+  const T* grad_output;  // (batch, positions, out_channels)
   const T* image;        // (batch, height, width, channels)
   const T* offset;       // (batch, offset_numel)
   const T* mask;         // (batch, mask_numel) or null
@@ -53,10 +53,10 @@ struct BackwardWeight {
     const T* sample_image = image + sample * shape.height * shape.width * shape.channels;
     fill_columns(columns, grid, NeighbourRows<T>(sample_image, shape.channels, slice), block);
     const int64_t plane = shape.positions(), depth = shape.taps() * slice.size();
-    const T* grad = grad_output + sample * shape.out_channels * plane + block.begin;
+    const T* grad = grad_output + (sample * plane + block.begin) * shape.out_channels;
     panels.pack(Strided<T>{columns, depth, 1}, block.size(), depth);
     panel_product<T>().multiply(
-        sums, depth, {grad, plane, 1}, panels.data(), {shape.out_channels, depth, block.size()}, true);
+        sums, depth, {grad, 1, shape.out_channels}, panels.data(), {shape.out_channels, depth, block.size()}, true);
   }
 };
 
@@ -77,8 +77,8 @@ Tensor deform_conv2d_backward_weight(const Tensor& grad_output,
   const BackwardTasks tasks(shape, torch::stable::get_num_threads());
   const Tensor partial =
       empty(weight, {tasks.sample_groups, shape.out_channels, shape.kernel_h, shape.kernel_w, shape.channels});
-  const Tensor grad = torch::stable::contiguous(grad_output), shifts = torch::stable::contiguous(offset);
-  const Tensor image = channels_last(input);
+  const Tensor grad = channels_last(grad_output), image = channels_last(input);
+  const Tensor shifts = torch::stable::contiguous(offset);
   const std::optional<Tensor> modulation = contiguous(mask);
   dispatch_floating(input, "deform_conv2d", [&](auto zero) {
     using T = decltype(zero);
@@ -91,7 +91,7 @@ Tensor deform_conv2d_backward_weight(const Tensor& grad_output,
                       partial.mutable_data_ptr<T>()}
         .run();
   });
-  return channels_first(sum_first(partial));
+  return torch::stable::contiguous(as_channels_last(sum_first(partial)));
 }
 
 }  // namespace sdpt_ext::cpu

@@ -32,9 +32,4 @@ inline Tensor channels_last(const Tensor& tensor) {
   return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-// (batch, height, width, channels) -> contiguous (batch, channels, height, width).
-inline Tensor channels_first(const Tensor& tensor) {
-  return torch::stable::contiguous(torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 1, 2));
-}
-
 }  // namespace sdpt_ext::cpu

@@ -231,8 +231,9 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
   const auto none = [&] { return empty(input, {0}); };
   const Tensor grad_offset = needs_offset_or_mask ? zeros_like(offset) : none();
   const Tensor grad_mask = needs_mask ? zeros_like(*mask) : none();
+  const std::vector<int64_t> image_size{shape.batch, shape.height, shape.width, shape.channels};
   if (shape.empty() || shape.channels == 0) {
-    return {needs_input ? zeros_like(input) : none(), grad_offset, grad_mask};
+    return {needs_input ? as_channels_last(zeros(input, image_size)) : none(), grad_offset, grad_mask};
   }
   const int64_t pixels = shape.height * shape.width;
   const Tensor gradient = channels_last_rows(grad_output), image = channels_last_rows(input);
@@ -240,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
   const std::optional<Tensor> modulation = contiguous(mask);
   const Tensor sums = zeros_of(input, {needs_input ? shape.batch : 0, pixels, shape.channels}, ScalarType::Long);
   const Tensor largest = zeros_of(input, {3}, ScalarType::Long);
-  const Tensor grad_rows = empty(input, {needs_input ? shape.batch : 0, pixels, shape.channels});
+  const Tensor grad_image = needs_input ? empty(input, image_size) : none();
   dispatch_floating(input, "deform_conv2d", [&](auto zero) {
     using Element = decltype(zero);
     auto* const magnitudes = mutable_data<Largest>(largest);
@@ -266,12 +267,12 @@ std::tuple<Tensor, Tensor, Tensor> deform_conv2d_backward_data(const Tensor& gra
     }
     launch(arguments, shape.batch, scope);
     if (needs_input) {
-      const int64_t count = grad_rows.numel(), blocks = (count + kThreads - 1) / kThreads;
-      to_floating<<<blocks, kThreads, 0, scope.stream()>>>(arguments, count, mutable_data<Element>(grad_rows));
+      const int64_t count = grad_image.numel(), blocks = (count + kThreads - 1) / kThreads;
+      to_floating<<<blocks, kThreads, 0, scope.stream()>>>(arguments, count, mutable_data<Element>(grad_image));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
   });
-  return {needs_input ? channels_first(grad_rows, input) : none(), grad_offset, grad_mask};
+  return {needs_input ? as_channels_last(grad_image) : none(), grad_offset, grad_mask};
 }
 
 }  // namespace sdpt_ext::cuda

@@ -158,7 +158,8 @@ Tensor deform_conv2d_backward_weight(const Tensor& grad_output,
            grid,
            scope.stream());
   });
-  return channels_first(sum_first(partial), weight);
+  const Tensor planes = torch::stable::contiguous(torch::stable::transpose(sum_first(partial), 1, 2));
+  return torch::stable::reshape(torch::stable::to(planes, weight.scalar_type()), weight.sizes());
 }
 
 }  // namespace sdpt_ext::cuda

@@ -5,6 +5,7 @@
 #include "deform_tensors.h"
 #include "dispatch.h"
 #include "launch.h"
+#include "pair.cuh"
 
 namespace sdpt_ext::cuda {
 namespace {
@@ -16,7 +17,7 @@ struct Forward {
   Fields<Element> fields;
   const Element* filters;  // (out_channels, taps, stride)
   const Element* bias;     // (out_channels) or null
-  Element* output;         // (batch, out_channels, plane)
+  Element* output;         // (batch, plane, out_channels)
   int stride;              // channels with their padding
   int position_tiles;      // per sample, set at launch
 };
@@ -28,17 +29,26 @@ __device__ __forceinline__ void store(const Forward<Element>& arguments,
                                       int first_position,
                                       int first_channel) {
   const Geometry& geometry = arguments.geometry;
+  const int channels = geometry.out_channels;
+  const auto bias = [&](int channel) {
+    return arguments.bias && channel < channels ? static_cast<Sum>(arguments.bias[channel]) : Sum(0);
+  };
 #pragma unroll
-  for (int j = 0; j < 2 * sums.kBlocks; ++j) {
-    const int channel = first_channel + sums.column(j / 2) + j % 2;
-    if (channel < geometry.out_channels) {
-      const Sum added = arguments.bias ? static_cast<Sum>(arguments.bias[channel]) : 0;
-      Element* plane = arguments.output + (int64_t{sample} * geometry.out_channels + channel) * geometry.plane;
+  for (int j = 0; j < sums.kBlocks; ++j) {
+    const int channel = first_channel + sums.column(j);
+    const Sum first = bias(channel), second = bias(channel + 1);
 #pragma unroll
-      for (int i = 0; i < kRowsOfThread; ++i) {
-        const int position = first_position + row_of_thread(i);
-        if (position < geometry.plane) {
-          plane[position] = static_cast<Element>(sums(i, j / 2, j % 2) + added);
+    for (int i = 0; i < kRowsOfThread; ++i) {
+      const int position = first_position + row_of_thread(i);
+      if (position < geometry.plane && channel < channels) {
+        Element* target = arguments.output + (int64_t{sample} * geometry.plane + position) * channels + channel;
+        if (channels % 2 == 0) {
+          store_pair(target, sums(i, j, 0) + first, sums(i, j, 1) + second);
+        } else {
+          target[0] = static_cast<Element>(sums(i, j, 0) + first);
+          if (channel + 1 < channels) {
+            target[1] = static_cast<Element>(sums(i, j, 1) + second);
+          }
         }
       }
     }
@@ -135,9 +145,9 @@ Tensor deform_conv2d(const Tensor& input,
   const DeformShape shape = check_deform_shape(input, offset, mask, weight, stride, padding);
   check_bias(bias, input, shape);
   const LaunchScope scope(input);
-  const Tensor output = empty(input, {shape.batch, shape.out_channels, shape.out_h(), shape.out_w()});
+  const Tensor output = empty(input, {shape.batch, shape.out_h(), shape.out_w(), shape.out_channels});
   if (shape.empty()) {
-    return output;
+    return as_channels_last(output);
   }
   const Tensor image = channels_last_rows(input), filters = channels_last_rows(weight);
   const Tensor shifts = torch::stable::contiguous(offset);
@@ -155,7 +165,7 @@ Tensor deform_conv2d(const Tensor& input,
                 shape.batch,
                 scope);
   });
-  return output;
+  return as_channels_last(output);
 }
 
 }  // namespace sdpt_ext::cuda

@@ -38,10 +38,4 @@ inline Tensor zeros_of(const Tensor& like, const std::vector<int64_t>& sizes, to
   return torch::stable::new_zeros(like, {sizes.data(), sizes.size()}, type);
 }
 
-// (batch, pixels, channels) -> the shape and type of `like`, (batch, channels, height, width), contiguous.
-inline Tensor channels_first(const Tensor& rows, const Tensor& like) {
-  const Tensor planes = torch::stable::contiguous(torch::stable::transpose(rows, 1, 2));
-  return torch::stable::reshape(torch::stable::to(planes, like.scalar_type()), like.sizes());
-}
-
 }  // namespace sdpt_ext::cuda

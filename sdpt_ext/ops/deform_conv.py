@@ -49,7 +49,7 @@ def deform_conv2d(
         backend: "auto", "ext" (compiled) or "torch" (plain PyTorch).
 
     Returns:
-        (B, O, out_h, out_w), contiguous.
+        (B, O, out_h, out_w); the compiled operator lays it out channels last, as it does the gradient of `input`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -217,7 +217,11 @@ def _register() -> None:
 def _fake_forward(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
 ) -> Tensor:
-    return input.new_empty(input.shape[0], weight.shape[0], *_output_size(input, weight, stride, padding))
+    return _channels_last(input, (input.shape[0], weight.shape[0], *_output_size(input, weight, stride, padding)))
+
+
+def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _fake_backward_data(
@@ -235,7 +239,7 @@ def _fake_backward_data(
         return input.new_empty(tensor.shape if needed and tensor is not None else (0,))
 
     return (
-        gradient(needs_input, input),
+        _channels_last(input, tuple(input.shape)) if needs_input else input.new_empty(0),
         gradient(needs_offset_or_mask, offset),
         gradient(needs_offset_or_mask, mask),
     )
