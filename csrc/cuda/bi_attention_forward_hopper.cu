@@ -17,25 +17,32 @@ bool run_image(const Forward& f, const LaunchScope& scope) {
   const Sizes& s = f.shape;
   ImageForwardParams<Element> params{};
   set_image_params<Traits>(f, params);
-  const int heads = s.batch * s.heads;
+  params.work.items = ceil_div(s.heads, Traits::kHeads);
   params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
   params.y_map = tensor_map(params.y, s.batch, s.image, s.width, kGroupRows);
-  params.keys_map = tensor_map(data<Element>(f.keys), heads, s.tokens, s.width, Traits::kChunk);
-  params.values_map = tensor_map(data<Element>(f.values), heads, s.tokens, s.width, Traits::kChunk);
+  params.keys_map = head_map(data<Element>(f.keys), s, Traits::kHeads, Traits::kTokens);
+  params.values_map = head_map(data<Element>(f.values), s, Traits::kHeads, Traits::kTokens);
   launch<ImageForward<Traits>, Traits>(scope, f.x, params, image_forward<Traits>, merge_image_forward<Traits>);
   return true;
+}
+
+// At most kHeads heads with at most 32 tokens each.
+template <typename Element, int kHeads>
+bool run_short_image(const Forward& f, const LaunchScope& scope) {
+  return f.shape.tokens <= 20 ? run_image<ImageTraits<Element, kHeads, 20, 1>>(f, scope)
+                              : run_image<ImageTraits<Element, kHeads, 128 / kHeads, kHeads / 4>>(f, scope);
 }
 
 template <typename Element>
 bool choose_image(const Forward& f, const LaunchScope& scope) {
   const int tokens = f.shape.tokens;
-  if (tokens <= 32) {
-    return run_image<ImageTraits<Element, 32, 1>>(f, scope);
+  if (tokens <= 32 && f.shape.heads <= 8) {
+    return f.shape.heads <= 4 ? run_short_image<Element, 4>(f, scope) : run_short_image<Element, 8>(f, scope);
   }
   if (tokens <= 144) {
-    return run_image<ImageTraits<Element, 48, 3>>(f, scope);
+    return run_image<ImageTraits<Element, 1, 48, 3>>(f, scope);
   }
-  return tokens <= 288 && run_image<ImageTraits<Element, 48, 6>>(f, scope);  // no registers for more
+  return tokens <= 288 && run_image<ImageTraits<Element, 1, 48, 6>>(f, scope);  // no registers for more
 }
 
 template <typename Element>

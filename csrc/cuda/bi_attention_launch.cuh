@@ -109,7 +109,7 @@ bool fits() {
   return sizeof(typename Kernel::Memory) <= shared_memory_limit();
 }
 
-// Runs kernel on as many blocks as are resident at once (at most one per step), and merge where they shared tiles.
+// Runs kernel on as many blocks as are resident at once (at most one per step), and merge where they may share tiles.
 template <class Kernel, class Traits, typename Params, typename MergeParams>
 void launch(const LaunchScope& scope,
             const Tensor& like,
@@ -130,7 +130,7 @@ void launch(const LaunchScope& scope,
   params.partial = mutable_data<Number>(partial);
   kernel<<<params.work.blocks, Traits::kThreads, kMemory, scope.stream()>>>(params);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  if (params.work.blocks > 1) {
+  if (params.work.blocks > 1 && params.work.items > 1) {
     const dim3 grid(params.work.blocks - 1, Traits::kRows / kMergeRows);
     merge<<<grid, kMergeThreads, 0, scope.stream()>>>(params);
     STD_CUDA_KERNEL_LAUNCH_CHECK();

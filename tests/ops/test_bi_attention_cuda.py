@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(DEVICE == "cpu" and "cudasim" not in sys.modules, reason="needs a GPU or the simulator"),
 ]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# Every tile has an edge inside: 32, 96 and 288 tokens (a Hopper's: 32, 48 and 144), 32, 48, 64, 96 and 128 rows, 64 and
-# 256 columns; and 8 heads of a Hopper's tile of text.
+# Every tile has an edge inside: 32, 96 and 288 tokens (a Hopper's: 16, 20, 32, 48 and 144), 32, 48, 64, 96 and 128 rows,
+# 64 and 256 columns; and 4 and 8 heads of a Hopper's tiles.
 SIZES: dict[str, dict[str, int]] = {
     "one of each": {"batch": 1, "positions": 1, "heads": 1, "tokens": 1, "width": 8, "prompts": 0},
     "past every small tile": {"batch": 2, "positions": 65, "heads": 2, "tokens": 33, "width": 72, "prompts": 33},
@@ -31,6 +31,9 @@ SIZES: dict[str, dict[str, int]] = {
     "past the tiles of a Hopper": {"batch": 2, "positions": 129, "heads": 2, "tokens": 9, "width": 72, "prompts": 2},
     "past its smaller chunks": {"batch": 1, "positions": 97, "heads": 3, "tokens": 145, "width": 256, "prompts": 97},
     "past its heads": {"batch": 1, "positions": 49, "heads": 9, "tokens": 5, "width": 72, "prompts": 1},
+    "all heads at once": {"batch": 2, "positions": 129, "heads": 8, "tokens": 20, "width": 72, "prompts": 1},
+    "in two chunks": {"batch": 2, "positions": 65, "heads": 7, "tokens": 31, "width": 72, "prompts": 0},
+    "fewer heads": {"batch": 1, "positions": 65, "heads": 3, "tokens": 27, "width": 256, "prompts": 1},
     "prompts alone": {"batch": 2, "positions": 0, "heads": 2, "tokens": 3, "width": 64, "prompts": 3},
 }
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.2, "seed": 2**40 + 3}

@@ -94,19 +94,11 @@ struct ImageBackward {
   __device__ __forceinline__ void load_rows(const RowTile& tile, int group, uint32_t parity) {
     const int batch = static_cast<int>(tile.batch), first = tile.first + group * kGroupRows;
     shared.residence.fill(group, parity, 2 * kGroupTileBytes, [&](uint32_t barrier) {
-      load_tile(ptx::shared_address(shared.rows[group]),
-                kGroupTileBytes,
-                tile.prompt ? &p.prompts_map : &p.x_map,
-                first,
-                tile.prompt ? 0 : batch,
-                barrier);
+      const Box box = tile.prompt ? Box{&p.prompts_map, first, 0} : Box{&p.x_map, first, batch};
+      box.load(ptx::shared_address(shared.rows[group]), kGroupTileBytes, barrier);
       // Past the image are zeros: prompts have no output.
-      load_tile(ptx::shared_address(shared.grad_y[group]),
-                kGroupTileBytes,
-                &p.grad_y_map,
-                tile.prompt ? p.shape.image : first,
-                batch,
-                barrier);
+      const Box grads{&p.grad_y_map, tile.prompt ? p.shape.image : first, batch};
+      grads.load(ptx::shared_address(shared.grad_y[group]), kGroupTileBytes, barrier);
     });
   }
 
@@ -116,14 +108,14 @@ struct ImageBackward {
 #pragma unroll 1  // the producer has few registers
     for (int visit = 0; visit < visits; ++visit) {
       const int first = visit % chunks * kChunk;
-      cursor.fill(&p.values_map, first, head);
-      cursor.fill(&p.keys_map, first, head, kChunk, [&](TokenTerms& terms, int i) {
+      cursor.fill(Box{&p.values_map, first, head});
+      cursor.fill(Box{&p.keys_map, first, head}, kChunk, [&](TokenTerms& terms, int i) {
         const TextTerm<float> term = p.text.load(p.shape, head, first + i);
         terms.keys.bias[i] = term.bias, terms.keys.lse[i] = term.lse;
         terms.keys.dropout_keys[i] = dropout_key(kImage, head, first + i);
       });
       if (visit + chunks >= visits) {
-        cursor.fill(&p.grad_u_map, first, head, kChunk, [&](TokenTerms& terms, int i) {
+        cursor.fill(Box{&p.grad_u_map, first, head}, kChunk, [&](TokenTerms& terms, int i) {
           const TextTerm<float> term = p.text.load(p.shape, head, first + i);
           terms.grads.delta[i] = term.delta, terms.grads.grad_mass[i] = term.grad_mass;
           terms.grads.dropout_keys[i] = dropout_key(kText, head, first + i);

@@ -1,9 +1,12 @@
 // The image direction of bi_attention on a Hopper's tensor cores; see ../bi_attention_image_forward.cuh for the maths.
 //
 // A block holds two tiles of 64 image rows, one per consuming warpgroup, while the producer brings the keys and the
-// values of one head after another. All tokens of a head are scored before its values come: in chunks, of which all
-// but the last are kept as elements scaled to their own maxima. Normalised, they meet the values as operands in
-// registers, so that one accumulator sums over heads and never needs rescaling.
+// values of one head after another, or of all at once where texts are short. All tokens of a head are scored before its
+// values come: in chunks, of which all but the last are kept as elements scaled to their own maxima. Normalised, they
+// meet the values as operands in registers, so that one accumulator sums over heads and never needs rescaling.
+//
+// A chunk's columns are the heads of its first token, then those of the next, and so on. Of several heads a thread,
+// which holds two neighbours of every eight columns, sees the same two throughout.
 #pragma once
 
 #include "../bi_attention_image_forward.cuh"
@@ -11,45 +14,63 @@
 
 namespace sdpt_ext::cuda::hopper {
 
-template <typename Element_, int kChunk_, int kChunks_>
+template <typename Element_, int kHeads_, int kTokens_, int kChunks_>
 struct ImageTraits {
   using Element = Element_;
-  static constexpr int kChunk = kChunk_;    // tokens that are scored at once
-  static constexpr int kChunks = kChunks_;  // that hold all tokens of a head
+  static constexpr int kHeads = kHeads_;    // of a step: 1, or 4 or 8 that are all there are
+  static constexpr int kTokens = kTokens_;  // of a chunk
+  static constexpr int kChunks = kChunks_;  // that hold all tokens
   static constexpr int kRows = hopper::kRows, kWidth = hopper::kWidth, kThreads = hopper::kThreads;
 };
 
 template <typename Element>
 struct ImageForwardParams : cuda::ImageForwardParams<Element> {
-  CUtensorMap x_map, y_map;           // (B, N, D) in boxes of 64 rows
-  CUtensorMap keys_map, values_map;  // (B * H, T, D) in boxes of a chunk
+  CUtensorMap x_map, y_map;          // (B, N, D) in boxes of 64 rows
+  CUtensorMap keys_map, values_map;  // (B, H, T, D) in boxes of a chunk
 };
 
 template <class Traits>
 struct ImageForward {
   using Element = typename Traits::Element;
   using Params = ImageForwardParams<Element>;
-  static constexpr int kChunk = Traits::kChunk, kChunks = Traits::kChunks;
+  static constexpr int kHeads = Traits::kHeads, kTokens = Traits::kTokens, kChunks = Traits::kChunks;
+  static constexpr int kChunk = kHeads * kTokens;
   static constexpr int kSlot = kImageSlot<Traits>;
+  // Heads that a thread sees, and threads of a row that see different ones.
+  static constexpr int kHeadsOfThread = kHeads == 1 ? 1 : 2, kSpeakers = kHeads / kHeadsOfThread;
+  static constexpr int kSoftmaxes = kRowsPerThread * kHeadsOfThread;
 
   struct TokenTerms {
     float bias[kChunk];  // of the scores
     uint32_t dropout_keys[kChunk];
   };
-  using Tokens = Ring<Element, kChunk, 6, TokenTerms>;
+  // As many stages as fit beside the image rows.
+  static constexpr int kStages = kChunk > 80 ? 2 : kChunk > 48 ? 3 : 6;
+  using Tokens = Ring<Element, kChunk, kStages, TokenTerms>;
+
+  struct Nothing {};
+  using Maxima = float[kChunks - (kChunks > 1)][kHeadsOfThread][kGroupRows][kSpeakers];
 
   struct Memory {
     alignas(1024) Element x[kConsumers][kGroupRows * kWidth];
     alignas(1024) Tokens tokens;
     Residence residence;  // of x
-    float maxima[kConsumers][kChunks][kGroupRows];  // that each chunk was scaled to: no registers are left for them
+    // That each chunk but the last was scaled to: no registers are left for them.
+    std::conditional_t<kChunks == 1, Nothing, Maxima> maxima[kConsumers];
   };
 
-  // The softmax of a row as far as its chunks are scored.
+  // The softmaxes of a thread's rows and heads as far as their chunks are scored.
   struct State {
-    float maximum[kRowsPerThread], sum[kRowsPerThread];
+    float maximum[kSoftmaxes], sum[kSoftmaxes];
     Packed<Element, kChunk> weights[kChunks];
   };
+  __device__ static constexpr int softmax_of(int i, int column) {
+    return i * kHeadsOfThread + column % kHeadsOfThread;
+  }
+  __device__ static int speaker() { return lane() % 4 % kSpeakers; }
+  // Among those of the step, the k-th of a thread's heads.
+  __device__ static int head_of(int k) { return speaker() * kHeadsOfThread + k; }
+  __device__ static bool speaks() { return lane() % 4 < kSpeakers; }
 
   const Params& p;
   Memory& shared;
@@ -69,31 +90,32 @@ struct ImageForward {
       const int first = static_cast<int>(segment.tile % p.tiles_per_image()) * kRows;
       for (int group = 0; group < kConsumers; ++group) {
         shared.residence.fill(group, parity, kGroupTileBytes, [&](uint32_t barrier) {
-          load_tile(ptx::shared_address(shared.x[group]), kGroupTileBytes, &p.x_map, first + group * kGroupRows, batch,
-                    barrier);
+          const Box rows{&p.x_map, first + group * kGroupRows, batch};
+          rows.load(ptx::shared_address(shared.x[group]), kGroupTileBytes, barrier);
         });
       }
       parity ^= 1;
-      for (int head = segment.begin; head < segment.end; ++head) {
-        load_tokens(cursor, batch * p.shape.heads + head);
+      for (int heads = segment.begin; heads < segment.end; ++heads) {
+        load_tokens(cursor, batch, heads * kHeads);
       }
     });
   }
 
-  // head counts over the whole batch.
-  __device__ __forceinline__ void load_tokens(Cursor<Tokens>& cursor, int head) {
-    const int tokens = p.shape.tokens;
+  __device__ __forceinline__ void load_tokens(Cursor<Tokens>& cursor, int batch, int first_head) {
+    const int tokens = p.shape.tokens, heads = p.shape.heads;
 #pragma unroll 1  // the producer has few registers
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      cursor.fill(&p.keys_map, chunk * kChunk, head, kChunk, [&](TokenTerms& terms, int i) {
-        const int token = chunk * kChunk + i, position = head * tokens + token;
-        terms.bias[i] = token < tokens ? p.key_bias[position] : -kInfinity;
-        terms.dropout_keys[i] = p.dropout.key(kImage, position, p.shape.batch * p.shape.heads * tokens);
+      const HeadBox box{&p.keys_map, first_head, chunk * kTokens, batch};
+      cursor.fill(box, kChunk, [&](TokenTerms& terms, int i) {
+        const int token = chunk * kTokens + i / kHeads, head = first_head + i % kHeads;
+        const int position = (batch * heads + head) * tokens + token;
+        terms.bias[i] = token < tokens && head < heads ? p.key_bias[position] : -kInfinity;
+        terms.dropout_keys[i] = p.dropout.key(kImage, position, p.shape.batch * heads * tokens);
       });
     }
 #pragma unroll 1  // the producer has few registers
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      cursor.fill(&p.values_map, chunk * kChunk, head);
+      cursor.fill(HeadBox{&p.values_map, first_head, chunk * kTokens, batch});
     }
   }
 
@@ -108,9 +130,11 @@ struct ImageForward {
       wait_for_phase(shared.residence.full[group], parity);
       parity ^= 1;
       Fragment<kWidth> output;
-      output.clear();
-      for (int head = segment.begin; head < segment.end; ++head) {
-        attend(output, cursor, int64_t{batch} * p.shape.heads + head, first, group);
+      if constexpr (kHeads == 1) {
+        output.clear();
+      }
+      for (int heads = segment.begin; heads < segment.end; ++heads) {
+        attend(output, cursor, batch, heads * kHeads, first, group);
       }
       if (segment.slot < 0) {
         ptx::barrier_sync(1 + group, kGroupThreads);  // all warps are done with x, whose place the result takes
@@ -123,14 +147,14 @@ struct ImageForward {
     ptx::wait_for_stores();
   }
 
-  // Adds one head to the output. head counts over the whole batch.
+  // Adds what the heads of a step see to the output.
   __device__ __forceinline__ void attend(
-      Fragment<kWidth>& output, Cursor<Tokens>& cursor, int64_t head, int first, int group) {
+      Fragment<kWidth>& output, Cursor<Tokens>& cursor, int batch, int first_head, int first, int group) {
     const uint32_t x = ptx::shared_address(shared.x[group]);
     State state;
 #pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      state.maximum[i] = -kInfinity, state.sum[i] = 0;
+    for (int index = 0; index < kSoftmaxes; ++index) {
+      state.maximum[index] = -kInfinity, state.sum[index] = 0;
     }
     Fragment<kChunk> scores;
 #pragma unroll
@@ -140,12 +164,17 @@ struct ImageForward {
       multiply_transposed<Element>(scores, x, cursor.tile());
       finish(scores);
       exponentiate(scores, state, cursor, first);
-      if (chunk < kChunks - 1) {
-        keep(scores, state, chunk, shared.maxima[group][chunk]);
+      if constexpr (kChunks > 1) {
+        if (chunk < kChunks - 1) {
+          keep(scores, state, chunk, group);
+        }
       }
       cursor.release();
     }
-    normalise(scores, state, head, first, group);
+    normalise(scores, state, batch, first_head, first, group);
+    if constexpr (kHeads > 1) {
+      output.clear();  // the only step: until here its registers serve the scores
+    }
     begin(output);
     Cursor<Tokens> used = cursor;
 #pragma unroll
@@ -167,20 +196,24 @@ struct ImageForward {
   __device__ __forceinline__ void exponentiate(
       Fragment<kChunk>& scores, State& state, const Cursor<Tokens>& cursor, int first) {
     const float* bias = cursor.terms().bias;
-    float maximum[kRowsPerThread] = {state.maximum[0], state.maximum[1]};
+    float maximum[kSoftmaxes];
+#pragma unroll
+    for (int index = 0; index < kSoftmaxes; ++index) {
+      maximum[index] = state.maximum[index];
+    }
     scores.for_each([&](float& score, int i, int column) {
       score += bias[column];
-      maximum[i] = fmaxf(maximum[i], score);
+      maximum[softmax_of(i, column)] = fmaxf(maximum[softmax_of(i, column)], score);
     });
-    reduce_rows(maximum, Maximum{});
+    reduce_rows<kSpeakers>(maximum, Maximum{});
 #pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      state.sum[i] *= exponential<Element>(state.maximum[i] - finite(maximum[i]));
-      state.maximum[i] = maximum[i];
+    for (int index = 0; index < kSoftmaxes; ++index) {
+      state.sum[index] *= exponential<Element>(state.maximum[index] - finite(maximum[index]));
+      state.maximum[index] = maximum[index];
     }
-    scores.for_each([&](float& score, int i, int) {
-      score = exponential<Element>(score - finite(maximum[i]));
-      state.sum[i] += score;
+    scores.for_each([&](float& score, int i, int column) {
+      score = exponential<Element>(score - finite(maximum[softmax_of(i, column)]));
+      state.sum[softmax_of(i, column)] += score;
     });
     if (p.dropout.active()) {
       const uint32_t* keys = cursor.terms().dropout_keys;
@@ -190,40 +223,56 @@ struct ImageForward {
     }
   }
 
-  __device__ __forceinline__ void keep(
-      Fragment<kChunk>& scores, State& state, int chunk, float (&maxima)[kGroupRows]) {
-    const float one[kRowsPerThread] = {1.0f, 1.0f};
-    state.weights[chunk].set(scores, one);
+  // Calls body(softmax, row of the thread's two, head of the thread's).
+  template <typename Body>
+  __device__ __forceinline__ static void for_each_softmax(const Body& body) {
 #pragma unroll
     for (int i = 0; i < kRowsPerThread; ++i) {
-      if (speaks_for_row()) {
-        maxima[row_of(i)] = state.maximum[i];  // the release of the chunk shows it to the row's other threads
+#pragma unroll
+      for (int k = 0; k < kHeadsOfThread; ++k) {
+        body(softmax_of(i, k), i, k);
       }
     }
   }
 
+  __device__ __forceinline__ void keep(Fragment<kChunk>& scores, State& state, int chunk, int group) {
+    state.weights[chunk] = Packed<Element, kChunk>(scores);
+    for_each_softmax([&](int index, int i, int k) {
+      if (speaks()) {
+        // The release of the chunk shows it to the row's other threads.
+        shared.maxima[group][chunk][k][row_of(i)][speaker()] = state.maximum[index];
+      }
+    });
+  }
+
   // Brings all chunks to the scale of the whole softmax and writes its log-sum-exp.
-  __device__ __forceinline__ void normalise(Fragment<kChunk>& scores, State& state, int64_t head, int first, int group) {
-    reduce_rows(state.sum, Sum{});
-    float inverse[kRowsPerThread];
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      inverse[i] = inverse_or_zero(state.sum[i]);
-      const int row = first + row_of(i);
-      if (speaks_for_row() && row < p.shape.image) {
-        p.lse[head * p.shape.image + row] = log_sum_exp(state.maximum[i], state.sum[i]);
+  __device__ __forceinline__ void normalise(
+      Fragment<kChunk>& scores, State& state, int batch, int first_head, int first, int group) {
+    reduce_rows<kSpeakers>(state.sum, Sum{});
+    float inverse[kSoftmaxes];
+    for_each_softmax([&](int index, int i, int k) {
+      inverse[index] = inverse_or_zero(state.sum[index]);
+      const int row = first + row_of(i), head = first_head + head_of(k);
+      if (speaks() && row < p.shape.image && head < p.shape.heads) {
+        p.lse[(int64_t{batch} * p.shape.heads + head) * p.shape.image + row] =
+            log_sum_exp(state.maximum[index], state.sum[index]);
       }
+    });
+    state.weights[kChunks - 1].set(scores, [&](int i, int k) { return inverse[softmax_of(i, k)]; });
+    if constexpr (kChunks > 1) {
+      rescale_kept(state, inverse, group);
     }
-    state.weights[kChunks - 1].set(scores, inverse);
+  }
+
+  __device__ __forceinline__ void rescale_kept(State& state, const float (&inverse)[kSoftmaxes], int group) {
 #pragma unroll
-    for (int chunk = 0; chunk + 1 < kChunks; ++chunk) {
-      float factor[kRowsPerThread];
-#pragma unroll
-      for (int i = 0; i < kRowsPerThread; ++i) {
-        const float maximum = shared.maxima[group][chunk][row_of(i)];
-        factor[i] = exponential<Element>(maximum - finite(state.maximum[i])) * inverse[i];
-      }
-      state.weights[chunk].scale(factor);
+    for (int chunk = 0; chunk < kChunks - 1; ++chunk) {
+      float factor[kSoftmaxes];
+      for_each_softmax([&](int index, int i, int k) {
+        const float maximum = shared.maxima[group][chunk][k][row_of(i)][speaker()];
+        factor[index] = exponential<Element>(maximum - finite(state.maximum[index])) * inverse[index];
+      });
+      state.weights[chunk].scale([&](int i, int k) { return factor[softmax_of(i, k)]; });
     }
   }
 };

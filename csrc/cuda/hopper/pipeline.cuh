@@ -30,13 +30,30 @@ __device__ __forceinline__ void arrive(uint64_t& barrier) { ptx::mbarrier_arrive
 
 constexpr uint32_t kGroupTileBytes = kGroupRows * kWidth * 2;
 
-// By one thread: rows of a matrix from `row` on to a tile of `bytes` bytes, whose arrival completes at the barrier.
-__device__ __forceinline__ void load_tile(
-    uint32_t tile, uint32_t bytes, const CUtensorMap* map, int row, int matrix, uint32_t barrier) {
-  for (int panel = 0; panel < kPanels; ++panel) {
-    ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, row, matrix, barrier);
+// Rows of a matrix from `row` on.
+struct Box {
+  const CUtensorMap* map;
+  int row, matrix;
+
+  // By one thread, to a tile of `bytes` bytes, whose arrival completes at the barrier.
+  __device__ __forceinline__ void load(uint32_t tile, uint32_t bytes, uint32_t barrier) const {
+    for (int panel = 0; panel < kPanels; ++panel) {
+      ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, row, matrix, barrier);
+    }
   }
-}
+};
+
+// Some heads of some tokens; the heads of a token come one after another.
+struct HeadBox {
+  const CUtensorMap* map;
+  int head, token, batch;
+
+  __device__ __forceinline__ void load(uint32_t tile, uint32_t bytes, uint32_t barrier) const {
+    for (int panel = 0; panel < kPanels; ++panel) {
+      ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, head, token, batch, barrier);
+    }
+  }
+};
 
 // Whether tiles that stay while others stream past, a set for every consuming warpgroup, are there or done with.
 struct Residence {
@@ -98,10 +115,9 @@ struct Cursor {
   __device__ uint32_t tile() const { return ptx::shared_address(ring.tiles[stage]); }
   __device__ auto& terms() const { return ring.terms[stage]; }
 
-  // For all threads of the producer: rows of the map's matrix from `row` on; set(terms, i) sets the i-th of `count`
-  // terms.
-  template <typename Set>
-  __device__ __forceinline__ void fill(const CUtensorMap* map, int row, int matrix, int count, const Set& set) {
+  // For all threads of the producer. set(terms, i) sets the i-th of `count` terms.
+  template <class Box, typename Set>
+  __device__ __forceinline__ void fill(const Box& box, int count, const Set& set) {
     wait_for_phase(ring.empty[stage], parity ^ 1);
 #pragma unroll 1  // the producer has few registers
     for (int i = threadIdx.x; i < count; i += kGroupThreads) {
@@ -110,14 +126,15 @@ struct Cursor {
     const uint32_t full = ptx::shared_address(&ring.full[stage]);
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect(full, Ring::kBytes);
-      load_tile(tile(), Ring::kBytes, map, row, matrix, full);
+      box.load(tile(), Ring::kBytes, full);
     } else {
       ptx::mbarrier_arrive(full);
     }
     advance();
   }
-  __device__ __forceinline__ void fill(const CUtensorMap* map, int row, int matrix) {
-    fill(map, row, matrix, 0, [](auto&, int) {});
+  template <class Box>
+  __device__ __forceinline__ void fill(const Box& box) {
+    fill(box, 0, [](auto&, int) {});
   }
 
   // For consumers: until the tile is there; and when a warp needs it no more.

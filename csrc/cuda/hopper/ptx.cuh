@@ -59,6 +59,15 @@ __device__ __forceinline__ void load_box(
       : "memory");
 }
 
+__device__ __forceinline__ void load_box(
+    uint32_t destination, const CUtensorMap* map, int column, int head, int token, int batch, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+      "[%6];" ::"r"(destination),
+      "l"(map), "r"(column), "r"(head), "r"(token), "r"(batch), "r"(barrier)
+      : "memory");
+}
+
 __device__ __forceinline__ void store_box(const CUtensorMap* map, int column, int row, int matrix, uint32_t source) {
   asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(map),
                "r"(column), "r"(row), "r"(matrix), "r"(source)
@@ -144,10 +153,24 @@ __device__ __forceinline__ void pin(uint64_t& value) {
 #define SDPT_EXT_REGISTERS_24                                                                            \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "\
   "%22, %23}"
+#define SDPT_EXT_REGISTERS_40                                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "\
+  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}"
 #define SDPT_EXT_REGISTERS_48                                                                            \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "\
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
   "%42, %43, %44, %45, %46, %47}"
+#define SDPT_EXT_REGISTERS_64                                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
+  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "      \
+  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "      \
+  "%59, %60, %61, %62, %63}"
+#define SDPT_EXT_REGISTERS_80                                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, "     \
+  "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, "      \
+  "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, "      \
+  "%59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, "      \
+  "%78, %79}"
 #define SDPT_EXT_REGISTERS_128                                                                           \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "\
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
@@ -160,7 +183,10 @@ __device__ __forceinline__ void pin(uint64_t& value) {
 #define SDPT_EXT_OWN_4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define SDPT_EXT_OWN_16(i) SDPT_EXT_OWN_4(i), SDPT_EXT_OWN_4(i + 4), SDPT_EXT_OWN_4(i + 8), SDPT_EXT_OWN_4(i + 12)
 #define SDPT_EXT_OWN_24(i) SDPT_EXT_OWN_16(i), SDPT_EXT_OWN_4(i + 16), SDPT_EXT_OWN_4(i + 20)
+#define SDPT_EXT_OWN_40(i) SDPT_EXT_OWN_24(i), SDPT_EXT_OWN_16(i + 24)
 #define SDPT_EXT_OWN_48(i) SDPT_EXT_OWN_16(i), SDPT_EXT_OWN_16(i + 16), SDPT_EXT_OWN_16(i + 32)
+#define SDPT_EXT_OWN_64(i) SDPT_EXT_OWN_48(i), SDPT_EXT_OWN_16(i + 48)
+#define SDPT_EXT_OWN_80(i) SDPT_EXT_OWN_40(i), SDPT_EXT_OWN_40(i + 40)
 #define SDPT_EXT_OWN_128(i) SDPT_EXT_OWN_48(i), SDPT_EXT_OWN_48(i + 48), SDPT_EXT_OWN_16(i + 96), SDPT_EXT_OWN_16(i + 112)
 
 // c = a b^T, or c += a b^T where accumulate is set, for a (64, 16) and b (kColumns, 16) in shared memory. kCount is the
@@ -185,11 +211,29 @@ __device__ __forceinline__ void wgmma(float (&c)[24], uint64_t a, uint64_t b, bo
 __device__ __forceinline__ void wgmma(float (&c)[24], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
   SDPT_EXT_WGMMA_SHARED(24, "m64n48k16", "bf16", "%24", "%25", "%26");
 }
+__device__ __forceinline__ void wgmma(float (&c)[40], uint64_t a, uint64_t b, bool accumulate, __half) {
+  SDPT_EXT_WGMMA_SHARED(40, "m64n80k16", "f16", "%40", "%41", "%42");
+}
+__device__ __forceinline__ void wgmma(float (&c)[40], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
+  SDPT_EXT_WGMMA_SHARED(40, "m64n80k16", "bf16", "%40", "%41", "%42");
+}
 __device__ __forceinline__ void wgmma(float (&c)[48], uint64_t a, uint64_t b, bool accumulate, __half) {
   SDPT_EXT_WGMMA_SHARED(48, "m64n96k16", "f16", "%48", "%49", "%50");
 }
 __device__ __forceinline__ void wgmma(float (&c)[48], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
   SDPT_EXT_WGMMA_SHARED(48, "m64n96k16", "bf16", "%48", "%49", "%50");
+}
+__device__ __forceinline__ void wgmma(float (&c)[64], uint64_t a, uint64_t b, bool accumulate, __half) {
+  SDPT_EXT_WGMMA_SHARED(64, "m64n128k16", "f16", "%64", "%65", "%66");
+}
+__device__ __forceinline__ void wgmma(float (&c)[64], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
+  SDPT_EXT_WGMMA_SHARED(64, "m64n128k16", "bf16", "%64", "%65", "%66");
+}
+__device__ __forceinline__ void wgmma(float (&c)[80], uint64_t a, uint64_t b, bool accumulate, __half) {
+  SDPT_EXT_WGMMA_SHARED(80, "m64n160k16", "f16", "%80", "%81", "%82");
+}
+__device__ __forceinline__ void wgmma(float (&c)[80], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
+  SDPT_EXT_WGMMA_SHARED(80, "m64n160k16", "bf16", "%80", "%81", "%82");
 }
 
 // c += a b for a (64, 16) in registers and b (16, 256) in shared memory, whose rows are contiguous.
@@ -211,12 +255,18 @@ __device__ __forceinline__ void wgmma(float (&c)[128], const uint32_t* a, uint64
 #undef SDPT_EXT_WGMMA_REGISTERS
 #undef SDPT_EXT_WGMMA_SHARED
 #undef SDPT_EXT_OWN_128
+#undef SDPT_EXT_OWN_80
+#undef SDPT_EXT_OWN_64
 #undef SDPT_EXT_OWN_48
+#undef SDPT_EXT_OWN_40
 #undef SDPT_EXT_OWN_24
 #undef SDPT_EXT_OWN_16
 #undef SDPT_EXT_OWN_4
 #undef SDPT_EXT_REGISTERS_128
+#undef SDPT_EXT_REGISTERS_80
+#undef SDPT_EXT_REGISTERS_64
 #undef SDPT_EXT_REGISTERS_48
+#undef SDPT_EXT_REGISTERS_40
 #undef SDPT_EXT_REGISTERS_24
 #undef SDPT_EXT_REGISTERS_16
 

@@ -100,15 +100,12 @@ struct TextBackward {
     const bool prompt = tiles.is_prompt(item);
     const bool* visible =
         prompt || p.image.visible == nullptr ? nullptr : p.image.visible + int64_t{tile.batch} * image;
-    cursor.fill(prompt ? &p.prompts_map : &p.image_map,
-                prompt ? first - image : first,
-                prompt ? 0 : tile.batch,
-                kColumns,
-                [&](ImageTerms& terms, int i) {
-                  terms.hidden[i] = i >= rows || (visible != nullptr && !visible[first + i]) ? -kInfinity : 0.0f;
-                });
+    const Box box = prompt ? Box{&p.prompts_map, first - image, 0} : Box{&p.image_map, first, tile.batch};
+    cursor.fill(box, kColumns, [&](ImageTerms& terms, int i) {
+      terms.hidden[i] = i >= rows || (visible != nullptr && !visible[first + i]) ? -kInfinity : 0.0f;
+    });
     // Past the image are zeros: prompts have no output.
-    cursor.fill(&p.grads_map, first, tile.batch, tile.heads * kColumns, [&](ImageTerms& terms, int i) {
+    cursor.fill(Box{&p.grads_map, first, tile.batch}, tile.heads * kColumns, [&](ImageTerms& terms, int i) {
       const int head = i / kColumns, column = i % kColumns, row = first + column;
       const int64_t place = int64_t{tile.batch * p.shape.heads + tile.first_head + head} * image + row;
       terms.lse[head][column] = row < image ? p.image.lse[place] : kInfinity;

@@ -66,10 +66,10 @@ struct TextForward {
         const bool* visible = prompt || p.image.visible == nullptr
                                   ? nullptr
                                   : p.image.visible + int64_t{batch} * p.shape.image + first;
-        cursor.fill(prompt ? &p.prompts_map : &p.image_map, prompt ? first - p.shape.image : first, prompt ? 0 : batch,
-                    kColumns, [&](ImageTerms& terms, int i) {
-                      terms.hidden[i] = i >= rows || (visible != nullptr && !visible[i]) ? -kInfinity : 0.0f;
-                    });
+        const Box box = prompt ? Box{&p.prompts_map, first - p.shape.image, 0} : Box{&p.image_map, first, batch};
+        cursor.fill(box, kColumns, [&](ImageTerms& terms, int i) {
+          terms.hidden[i] = i >= rows || (visible != nullptr && !visible[i]) ? -kInfinity : 0.0f;
+        });
       }
     });
   }
@@ -141,9 +141,7 @@ struct TextForward {
       });
     }
     scores.for_each([&](float& weight, int i, int) { state.mass[i] += weight; });
-    Packed<Element, kColumns> weights;
-    const float one[kRowsPerThread] = {1.0f, 1.0f};
-    weights.set(scores, one);
+    const Packed<Element, kColumns> weights(scores);
     begin(output);
     multiply(output, weights, cursor.tile());
     finish(output);

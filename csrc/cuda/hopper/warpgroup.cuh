@@ -86,22 +86,23 @@ struct Packed {
 
   Packed() = default;
   __device__ __forceinline__ explicit Packed(Fragment<kColumns>& values) {
-    const float one[kRowsPerThread] = {1.0f, 1.0f};
-    set(values, one);
+    set(values, [](int, int) { return 1.0f; });
   }
-  // From values times the factor of their row.
-  __device__ __forceinline__ void set(Fragment<kColumns>& values, const float (&factor)[kRowsPerThread]) {
+  // From values times factor(row of the thread's two, which of two neighbours).
+  template <typename Factor>
+  __device__ __forceinline__ void set(Fragment<kColumns>& values, const Factor& factor) {
 #pragma unroll
     for (int index = 0; index < kColumns / 4; ++index) {
       const int i = index % 2, j = index / 2;
-      pairs[index] = ptx::pack(values(i, j, 0) * factor[i], values(i, j, 1) * factor[i], Element{});
+      pairs[index] = ptx::pack(values(i, j, 0) * factor(i, 0), values(i, j, 1) * factor(i, 1), Element{});
     }
   }
-  __device__ __forceinline__ void scale(const float (&factor)[kRowsPerThread]) {
+  template <typename Factor>
+  __device__ __forceinline__ void scale(const Factor& factor) {
 #pragma unroll
     for (int index = 0; index < kColumns / 4; ++index) {
       const float2 pair = unpack(pairs[index], Element{});
-      pairs[index] = ptx::pack(pair.x * factor[index % 2], pair.y * factor[index % 2], Element{});
+      pairs[index] = ptx::pack(pair.x * factor(index % 2, 0), pair.y * factor(index % 2, 1), Element{});
     }
   }
 };
@@ -153,13 +154,15 @@ __device__ __forceinline__ void multiply(Fragment<kWidth>& c, const Packed<Eleme
   ptx::wgmma_commit();
 }
 
-// Combines what the four threads of each row hold.
-template <typename Combine>
-__device__ __forceinline__ void reduce_rows(float (&value)[kRowsPerThread], const Combine& combine) {
+// Combines what the four threads of each row hold, or of those every kStep-th.
+template <int kStep = 1, typename Combine, int kCount>
+__device__ __forceinline__ void reduce_rows(float (&value)[kCount], const Combine& combine) {
 #pragma unroll
-  for (int i = 0; i < kRowsPerThread; ++i) {
-    value[i] = combine(value[i], __shfl_xor_sync(kAllLanes, value[i], 1));
-    value[i] = combine(value[i], __shfl_xor_sync(kAllLanes, value[i], 2));
+  for (int index = 0; index < kCount; ++index) {
+#pragma unroll
+    for (int step = kStep; step < 4; step *= 2) {
+      value[index] = combine(value[index], __shfl_xor_sync(kAllLanes, value[index], step));
+    }
   }
 }
 
