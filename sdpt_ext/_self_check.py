@@ -75,16 +75,16 @@ def _with_gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> list[T
 
 
 def _bi_attention(draw: _Draw, backend: str) -> list[Tensor]:
-    """Every version of the kernels: narrow and wide, for captions of every length that there is one for."""
-    sizes = [(32, 19), (256, 19), (256, 60), (256, 150)]
-    return [result for width, tokens in sizes for result in _bi_attention_of(draw, width, tokens, backend)]
+    """Every version of the kernels: narrow and wide, for few heads and more, captions of every length with its own."""
+    sizes = [(32, 2, 19), *((256, 2, tokens) for tokens in (19, 23, 31, 60, 150)), (256, 5, 19), (256, 5, 31)]
+    return [result for size in sizes for result in _bi_attention_of(draw, *size, backend)]
 
 
-def _bi_attention_of(draw: _Draw, width: int, tokens: int, backend: str) -> list[Tensor]:
+def _bi_attention_of(draw: _Draw, width: int, heads: int, tokens: int, backend: str) -> list[Tensor]:
     from sdpt_ext.ops import bi_attention
 
-    x, keys, values = draw(2, 75, width), draw(2, 2, tokens, width) / width**0.5, draw(2, 2, tokens, width)
-    prompts = draw(3, width)
+    x, prompts = draw(2, 75, width), draw(3, width)
+    keys, values = draw(2, heads, tokens, width) / width**0.5, draw(2, heads, tokens, width)
     leaves = [tensor.requires_grad_() for tensor in (x, keys, values, prompts)]
     bias = torch.zeros_like(keys[..., 0]).detach()
     outputs = bi_attention(x, keys, bias, values, prompts, num_text=17, dropout_p=0.1, seed=1, backend=backend)

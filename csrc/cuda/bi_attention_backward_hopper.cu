@@ -17,23 +17,31 @@ bool run_image(const Backward& b, const LaunchScope& scope) {
   const Sizes& s = b.shape;
   ImageBackwardParams<Element> params{};
   set_image_params<Traits>(b, params);
-  const int heads = s.batch * s.heads;
+  // A tile of short texts takes less time than writing and adding the parts of one that blocks share.
+  params.heads_of_step = s.tokens <= 32 ? s.heads : 1;
+  params.work.items = s.heads / params.heads_of_step;
+  const int box[] = {Traits::kHeads, Traits::kTokens};
   params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
   params.prompts_map =
       s.prompts == 0 ? params.x_map : tensor_map(params.prompts, 1, s.prompts, s.width, kGroupRows);
   params.grad_y_map = tensor_map(params.grad_y, s.batch, s.image, s.width, kGroupRows);
   params.grad_x_map = tensor_map(params.grad_x, s.batch, s.image, s.width, kGroupRows);
-  params.keys_map = tensor_map(data<Element>(b.keys), heads, s.tokens, s.width, Traits::kChunk);
-  params.values_map = tensor_map(data<Element>(b.values), heads, s.tokens, s.width, Traits::kChunk);
-  params.grad_u_map = tensor_map(data<Element>(b.grad_u), heads, s.text, s.width, Traits::kChunk);
+  params.keys_map = head_map(data<Element>(b.keys), s, s.tokens, box[0], box[1]);
+  params.values_map = head_map(data<Element>(b.values), s, s.tokens, box[0], box[1]);
+  params.grad_u_map = head_map(data<Element>(b.grad_u), s, s.text, box[0], box[1]);
   launch<ImageBackward<Traits>, Traits>(scope, b.x, params, image_backward<Traits>, merge_image_backward<Traits>);
   return true;
 }
 
 template <typename Element>
 bool choose_image(const Backward& b, const LaunchScope& scope) {
-  return b.shape.tokens <= 32 ? run_image<ImageGradTraits<Element, 32, 6>>(b, scope)
-                              : run_image<ImageGradTraits<Element, 48, 4>>(b, scope);
+  const int tokens = b.shape.tokens;
+  if (tokens <= 24 && b.shape.heads > 1) {
+    return tokens <= 20 ? run_image<ImageGradTraits<Element, 2, 24, 40, 4>>(b, scope)
+                        : run_image<ImageGradTraits<Element, 2, 24, 48, 4>>(b, scope);
+  }
+  return tokens <= 32 ? run_image<ImageGradTraits<Element, 1, 32, 32, 6>>(b, scope)
+                      : run_image<ImageGradTraits<Element, 1, 48, 48, 4>>(b, scope);
 }
 
 template <typename Element>

@@ -20,8 +20,8 @@ bool run_image(const Forward& f, const LaunchScope& scope) {
   params.work.items = ceil_div(s.heads, Traits::kHeads);
   params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
   params.y_map = tensor_map(params.y, s.batch, s.image, s.width, kGroupRows);
-  params.keys_map = head_map(data<Element>(f.keys), s, Traits::kHeads, Traits::kTokens);
-  params.values_map = head_map(data<Element>(f.values), s, Traits::kHeads, Traits::kTokens);
+  params.keys_map = head_map(data<Element>(f.keys), s, s.tokens, Traits::kHeads, Traits::kTokens);
+  params.values_map = head_map(data<Element>(f.values), s, s.tokens, Traits::kHeads, Traits::kTokens);
   launch<ImageForward<Traits>, Traits>(scope, f.x, params, image_forward<Traits>, merge_image_forward<Traits>);
   return true;
 }

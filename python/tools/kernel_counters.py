@@ -28,6 +28,8 @@ TENSOR_PEAK, MEMORY_PEAK, L2_PEAK = 989e12, 3.35e12, 5.5e12  # bf16 FLOP/s, byte
 SPECIAL_PER_CLOCK, WARPS_PER_CLOCK, WAVEFRONTS_PER_CLOCK = 16, 4, 1  # of a multiprocessor
 SECTOR = 32  # bytes
 MMA = 2 * 16 * 8 * 16  # FLOPs of the largest mma.sync
+# Of the Hopper's bi_attention: rows of an image tile, and the most tokens of texts for which tiles stay whole.
+IMAGE_TILE, SHORT_TEXT = 128, 32
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Need:
     Attributes:
         flops: on tensor cores.
         bytes: every operand and result once, every neighbour of a sample as often as it is sampled.
+        tiles: that blocks take whole; 0 where they share them, or where a block is one tile.
     """
 
     flops: float
     bytes: float
+    tiles: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,12 @@ def bi_attention_workloads(tokens: int) -> Iterator[Workload]:
         ops.bi_attention_backward(y, u, mass, *inputs, u, mass, image_lse, text_lse, *options)
 
     product, image, text = 2 * positions * width * heads * tokens, x.numel(), keys.numel()
+    tiles = ceil(positions / IMAGE_TILE) if tokens <= SHORT_TEXT else 0
     yield Workload(
         f"bi_attention, T = {tokens}",
         forward,
         {
-            "image_forward": Need(2 * product, 2 * (2 * image + 2 * text)),
+            "image_forward": Need(2 * product, 2 * (2 * image + 2 * text), tiles),
             "text_forward": Need(2 * product, 2 * (image + 2 * text)),
         },
     )
@@ -119,7 +124,7 @@ def bi_attention_workloads(tokens: int) -> Iterator[Workload]:
         f"its backward, T = {tokens}",
         backward,
         {
-            "image_backward": Need(5 * product, 2 * (3 * image + 3 * text)),
+            "image_backward": Need(5 * product, 2 * (3 * image + 3 * text), tiles),
             "text_backward": Need(5 * product, 2 * (2 * image + 5 * text)),
         },
     )
@@ -204,7 +209,7 @@ def row(workload: Workload, launch: dict[str, Any]) -> str:
     need = need_of(workload, launch)
     assert need is not None
     resident, occupancy, limit = cudasim.occupancy(launch)
-    waves = launch["blocks"] / (resident * MULTIPROCESSORS)
+    waves = (need.tiles or launch["blocks"]) / (resident * MULTIPROCESSORS)
     times = bounds(launch, need)
     bound = max(times, key=lambda part: times[part])
     special = launch["instructions"]["sfu"] / 32
@@ -227,7 +232,8 @@ Written by `python python/tools/kernel_counters.py` from the simulator's counter
 (800x1333: 22,300 positions in 8 heads of width 256; 256 channels of 100x167). Nothing here was timed.
 
 * **waves** of blocks on 132 multiprocessors, and the share of the last one's places that are filled. The blocks of
-  bi_attention share their work out evenly, whatever the sizes.
+  bi_attention share their work out evenly, whatever the sizes; but along the image, texts of at most 32 tokens take
+  less time for another whole tile than for partial sums of a shared one, and these are waves of tiles.
 * **FLOPs** on tensor cores against those that the algebra needs; **traffic** against every operand and result once, and
   a sampled neighbour once per sample (8 bytes when it is added to). All traffic of the blocks counts, whichever cache
   answers.

@@ -47,15 +47,15 @@ print(sorted({{"hopper" in launch["kernel"] for launch in cudasim.launches()}}))
 """
 
 
-CONVOLVE = """
+COUNT = """
 import torch
 from sdpt_ext import _self_check
 from tests.cudasim import simulator
 
 cudasim = simulator.load()
-_self_check._solve("deform_conv2d", "cpu", torch.bfloat16, "ext")
-names = {launch["kernel"] for launch in cudasim.launches()}
-print([len({name for name in names if kernel in name}) for kernel in ("forward", "backward_data", "backward_weight")])
+_self_check._solve("{operator}", "cpu", torch.bfloat16, "ext")
+names = {{launch["kernel"] for launch in cudasim.launches()}}
+print([len({{name for name in names if kernel in name}}) for kernel in {kernels}])
 """
 
 
@@ -120,8 +120,15 @@ def test_environment_keeps_a_hoppers_own_kernels_out() -> None:
 
 
 def test_every_tile_of_the_deformable_convolution_is_checked() -> None:
-    result = run(CONVOLVE, simulator.build())
+    kernels = ("forward", "backward_data", "backward_weight")
+    result = run(COUNT.format(operator="deform_conv2d", kernels=kernels), simulator.build())
     assert result.stdout.strip() == "[3, 1, 2]", result.stdout + result.stderr
+
+
+def test_every_kernel_of_a_hopper_is_checked() -> None:
+    kernels = ("hopper::image_forward", "hopper::text_forward", "hopper::image_backward", "hopper::text_backward")
+    result = run(COUNT.format(operator="bi_attention", kernels=kernels), simulator.build())
+    assert result.stdout.strip() == "[6, 1, 4, 1]", result.stdout + result.stderr
 
 
 def test_overview_names_what_was_checked() -> None:

@@ -33,7 +33,7 @@ SIZES: dict[str, dict[str, int]] = {
     "past its heads": {"batch": 1, "positions": 49, "heads": 9, "tokens": 5, "width": 72, "prompts": 1},
     "all heads at once": {"batch": 2, "positions": 129, "heads": 8, "tokens": 20, "width": 72, "prompts": 1},
     "in two chunks": {"batch": 2, "positions": 65, "heads": 7, "tokens": 31, "width": 72, "prompts": 0},
-    "fewer heads": {"batch": 1, "positions": 65, "heads": 3, "tokens": 27, "width": 256, "prompts": 1},
+    "fewer heads": {"batch": 1, "positions": 65, "heads": 3, "tokens": 23, "width": 256, "prompts": 1},
     "prompts alone": {"batch": 2, "positions": 0, "heads": 2, "tokens": 3, "width": 64, "prompts": 3},
 }
 EVERYTHING: dict[str, Any] = {"dropout_p": 0.2, "seed": 2**40 + 3}

@@ -2,20 +2,24 @@
 // the maths.
 //
 // A block holds two tiles of 64 rows and of their output gradients, one of each per consuming warpgroup, while the
-// producer brings what the text has of one head after another, chunk by chunk. The gradients of all of a head's scores
-// need its deltas: a head of more than one chunk comes twice, the first time for those alone. Score gradients and
-// weights become operands in registers, so that one accumulator sums over chunks and heads.
+// producer brings what the text has of one head after another, or of two at once where texts are short, chunk by chunk.
+// The gradients of all of a head's scores need its deltas: a head of more than one chunk comes twice, the first time for
+// those alone. Score gradients and weights become operands in registers, so that one accumulator sums over chunks and
+// heads.
 #pragma once
 
 #include "../bi_attention_image_backward.cuh"
+#include "head_columns.cuh"
 #include "pipeline.cuh"
 
 namespace sdpt_ext::cuda::hopper {
 
-template <typename Element_, int kChunk_, int kStages_>
+template <typename Element_, int kHeads_, int kTokens_, int kUsed_, int kStages_>
 struct ImageGradTraits {
   using Element = Element_;
-  static constexpr int kChunk = kChunk_;  // tokens whose scores are in registers at once
+  static constexpr int kHeads = kHeads_;    // at once: 1, or 2 of which all tokens are one chunk
+  static constexpr int kTokens = kTokens_;  // of a chunk
+  static constexpr int kUsed = kUsed_;      // columns of a chunk that hold a token
   static constexpr int kStages = kStages_;
   static constexpr int kRows = hopper::kRows, kWidth = hopper::kWidth, kThreads = hopper::kThreads;
 };
@@ -24,14 +28,17 @@ template <typename Element>
 struct ImageBackwardParams : cuda::ImageBackwardParams<Element> {
   CUtensorMap x_map, grad_y_map, grad_x_map;     // (B, N, D) in boxes of 64 rows
   CUtensorMap prompts_map;                       // (1, K, D), the same
-  CUtensorMap keys_map, values_map, grad_u_map;  // (B * H, T or L, D) in boxes of a chunk
+  CUtensorMap keys_map, values_map, grad_u_map;  // (B, H, T or L, D) in boxes of a chunk
+  int heads_of_step;                             // of the shared work
 };
 
 template <class Traits>
 struct ImageBackward {
   using Element = typename Traits::Element;
   using Params = ImageBackwardParams<Element>;
-  static constexpr int kChunk = Traits::kChunk;
+  static constexpr int kHeads = Traits::kHeads, kTokens = Traits::kTokens, kChunk = kHeads * kTokens;
+  using Columns = HeadColumns<kHeads>;
+  static constexpr int kSoftmaxes = Columns::kSoftmaxes;
   static constexpr int kSlot = kImageGradSlot<Traits>;
 
   struct KeyTerms {
@@ -60,14 +67,23 @@ struct ImageBackward {
   // The two that a thread holds elements of.
   struct Rows {
     int row[kRowsPerThread];                           // prompt k counts as row N + k
-    float hidden[kRowsPerThread];                      // 0, or -infinity where the text does not see the row
-    float lse[kRowsPerThread], delta[kRowsPerThread];  // of one head
+    float hidden[kRowsPerThread];              // 0, or -infinity where the text does not see the row
+    float lse[kSoftmaxes], delta[kSoftmaxes];  // of the heads at hand
   };
 
   const Params& p;
   Memory& shared;
 
-  __device__ int chunks() const { return ceil_div(p.shape.tokens, kChunk); }
+  __device__ int chunks() const { return kHeads == 1 ? ceil_div(p.shape.tokens, kTokens) : 1; }
+
+  // Calls body(first head) for all heads of a segment, kHeads at a time.
+  template <typename Body>
+  __device__ __forceinline__ void for_each_heads(const Segment& segment, const Body& body) const {
+    const int end = min(segment.end * p.heads_of_step, p.shape.heads);
+    for (int head = segment.begin * p.heads_of_step; head < end; head += kHeads) {
+      body(head);
+    }
+  }
 
   __device__ __forceinline__ void init() {
     shared.residence.init();
@@ -85,9 +101,7 @@ struct ImageBackward {
         load_rows(tile, group, parity);
       }
       parity ^= 1;
-      for (int head = segment.begin; head < segment.end; ++head) {
-        load_head(cursor, static_cast<int>(tile.batch) * p.shape.heads + head);
-      }
+      for_each_heads(segment, [&](int head) { load_heads(cursor, static_cast<int>(tile.batch), head); });
     });
   }
 
@@ -102,31 +116,35 @@ struct ImageBackward {
     });
   }
 
-  // head counts over the whole batch.
-  __device__ __forceinline__ void load_head(Cursor<Tokens>& cursor, int head) {
+  __device__ __forceinline__ void load_heads(Cursor<Tokens>& cursor, int batch, int head) {
     const int chunks = this->chunks(), visits = chunks == 1 ? 1 : 2 * chunks;
 #pragma unroll 1  // the producer has few registers
     for (int visit = 0; visit < visits; ++visit) {
-      const int first = visit % chunks * kChunk;
-      cursor.fill(Box{&p.values_map, first, head});
-      cursor.fill(Box{&p.keys_map, first, head}, kChunk, [&](TokenTerms& terms, int i) {
-        const TextTerm<float> term = p.text.load(p.shape, head, first + i);
+      const int first = visit % chunks * kTokens;
+      cursor.fill(HeadBox{&p.values_map, head, first, batch});
+      cursor.fill(HeadBox{&p.keys_map, head, first, batch}, kChunk, [&](TokenTerms& terms, int i) {
+        const TextTerm<float> term = term_of(batch, head + i % kHeads, first + i / kHeads);
         terms.keys.bias[i] = term.bias, terms.keys.lse[i] = term.lse;
-        terms.keys.dropout_keys[i] = dropout_key(kImage, head, first + i);
+        terms.keys.dropout_keys[i] = dropout_key(kImage, batch, head + i % kHeads, first + i / kHeads);
       });
       if (visit + chunks >= visits) {
-        cursor.fill(Box{&p.grad_u_map, first, head}, kChunk, [&](TokenTerms& terms, int i) {
-          const TextTerm<float> term = p.text.load(p.shape, head, first + i);
+        cursor.fill(HeadBox{&p.grad_u_map, head, first, batch}, kChunk, [&](TokenTerms& terms, int i) {
+          const TextTerm<float> term = term_of(batch, head + i % kHeads, first + i / kHeads);
           terms.grads.delta[i] = term.delta, terms.grads.grad_mass[i] = term.grad_mass;
-          terms.grads.dropout_keys[i] = dropout_key(kText, head, first + i);
+          terms.grads.dropout_keys[i] = dropout_key(kText, batch, head + i % kHeads, first + i / kHeads);
         });
       }
     }
   }
 
-  __device__ __forceinline__ uint32_t dropout_key(Direction direction, int head, int token) const {
-    const int tokens = p.shape.tokens;
-    return p.dropout.key(direction, head * tokens + token, p.shape.batch * p.shape.heads * tokens);
+  __device__ __forceinline__ TextTerm<float> term_of(int batch, int head, int token) const {
+    const bool exists = head < p.shape.heads;
+    return p.text.load(p.shape, int64_t{batch} * p.shape.heads + head, exists ? token : p.shape.tokens);
+  }
+
+  __device__ __forceinline__ uint32_t dropout_key(Direction direction, int batch, int head, int token) const {
+    const int tokens = p.shape.tokens, heads = p.shape.heads;
+    return p.dropout.key(direction, (batch * heads + head) * tokens + token, p.shape.batch * heads * tokens);
   }
 
   // ---- a consuming warpgroup
@@ -141,9 +159,7 @@ struct ImageBackward {
       parity ^= 1;
       Fragment<kWidth> output;
       output.clear();
-      for (int head = segment.begin; head < segment.end; ++head) {
-        attend(output, rows, cursor, tile.batch * p.shape.heads + head, group);
-      }
+      for_each_heads(segment, [&](int head) { attend(output, rows, cursor, tile.batch, head, group); });
       if (segment.slot >= 0) {
         store_partial(output, p.partial + segment.slot * kSlot + group * kGroupRows * kWidth);
       } else if (tile.prompt) {
@@ -177,14 +193,21 @@ struct ImageBackward {
 
   __device__ bool in_image(int row) const { return row < p.shape.image; }
 
-  // Adds what flows back through one head. head counts over the whole batch.
+  // Where image_lse and image_delta have a row of the k-th head of a thread, or -1.
+  __device__ __forceinline__ int64_t place_of(const Rows& rows, int64_t batch, int first_head, int i, int k) const {
+    const int head = first_head + Columns::head_of(k);
+    const bool exists = in_image(rows.row[i]) && head < p.shape.heads;
+    return exists ? (batch * p.shape.heads + head) * p.shape.image + rows.row[i] : -1;
+  }
+
+  // Adds what flows back through kHeads heads.
   __device__ __forceinline__ void attend(
-      Fragment<kWidth>& output, Rows& rows, Cursor<Tokens>& cursor, int64_t head, int group) {
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      rows.lse[i] = in_image(rows.row[i]) ? p.image_lse[head * p.shape.image + rows.row[i]] : kInfinity;
-      rows.delta[i] = 0;
-    }
+      Fragment<kWidth>& output, Rows& rows, Cursor<Tokens>& cursor, int64_t batch, int head, int group) {
+    Columns::for_each_softmax([&](int index, int i, int k) {
+      const int64_t place = place_of(rows, batch, head, i, k);
+      rows.lse[index] = place < 0 ? kInfinity : p.image_lse[place];
+      rows.delta[index] = 0;
+    });
     if (chunks() > 1) {
 #pragma unroll 1
       for (int chunk = 0; chunk < chunks(); ++chunk) {
@@ -193,21 +216,22 @@ struct ImageBackward {
         add_delta(scores, grads, rows, cursor.terms().keys);
         cursor.release();
       }
-      finish_delta(rows, head);
+      finish_delta(rows, batch, head);
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < chunks(); ++chunk) {
-      add_chunk(output, rows, cursor, head, group);
+      add_chunk(output, rows, cursor, batch, head, group);
     }
   }
 
   __device__ __forceinline__ void add_chunk(
-      Fragment<kWidth>& output, Rows& rows, Cursor<Tokens>& cursor, int64_t head, int group) {
+      Fragment<kWidth>& output, Rows& rows, Cursor<Tokens>& cursor, int64_t batch, int head, int group) {
     Scores scores, grads, text_grads;
+    clear_unused(scores), clear_unused(grads), clear_unused(text_grads);
     score(scores, grads, rows, cursor, group);
     if (chunks() == 1) {
       add_delta(scores, grads, rows, cursor.terms().keys);
-      finish_delta(rows, head);
+      finish_delta(rows, batch, head);
     }
     differentiate(scores, grads, rows, cursor.terms().keys);
     Cursor<Tokens> keys = cursor;
@@ -216,7 +240,7 @@ struct ImageBackward {
     subtract_delta(scores, grads, cursor.terms().grads);
     apply_dropout(scores, rows, cursor.terms().grads.dropout_keys);
     begin(text_grads);  // not before: registers are scarce
-    multiply_transposed<Element>(text_grads, ptx::shared_address(shared.rows[group]), cursor.tile());
+    multiply_transposed<Element, Traits::kUsed>(text_grads, ptx::shared_address(shared.rows[group]), cursor.tile());
     finish(text_grads);
     add_text(scores, grads, text_grads, cursor.terms().grads);
     const Packed<Element, kChunk> score_grads(grads), text_weights(scores);
@@ -229,6 +253,14 @@ struct ImageBackward {
     cursor.release();
   }
 
+  // Products leave them alone, and nothing may come of them.
+  __device__ __forceinline__ static void clear_unused(Scores& scores) {
+#pragma unroll
+    for (int index = Traits::kUsed / 2; index < kChunk / 2; ++index) {
+      scores.values[index] = 0;
+    }
+  }
+
   // The scores of a chunk, and the gradients of its image weights as they were before dropout. Leaves the cursor at the
   // keys.
   __device__ __forceinline__ void score(
@@ -236,11 +268,11 @@ struct ImageBackward {
     Cursor<Tokens> values = cursor;
     values.wait();
     begin(grads);
-    multiply_transposed<Element>(grads, ptx::shared_address(shared.grad_y[group]), values.tile());
+    multiply_transposed<Element, Traits::kUsed>(grads, ptx::shared_address(shared.grad_y[group]), values.tile());
     cursor.advance();
     cursor.wait();
     begin(scores);
-    multiply_transposed<Element>(scores, ptx::shared_address(shared.rows[group]), cursor.tile());
+    multiply_transposed<Element, Traits::kUsed>(scores, ptx::shared_address(shared.rows[group]), cursor.tile());
     finish<1>(grads);
     values.release();
     apply_dropout(grads, rows, cursor.terms().keys.dropout_keys);
@@ -256,20 +288,21 @@ struct ImageBackward {
   __device__ __forceinline__ void add_delta(Scores& scores, Scores& grads, Rows& rows, const KeyTerms& terms) {
     for_each(
         [&](int i, int column, float score, float grad) {
-          rows.delta[i] += exponential<Element>(score + terms.bias[column] - rows.lse[i]) * grad;
+          const int index = Columns::softmax_of(i, column);
+          rows.delta[index] += exponential<Element>(score + terms.bias[column] - rows.lse[index]) * grad;
         },
         scores,
         grads);
   }
 
-  __device__ __forceinline__ void finish_delta(Rows& rows, int64_t head) {
-    reduce_rows(rows.delta, Sum{});
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-      if (speaks_for_row() && in_image(rows.row[i])) {
-        p.image_delta[head * p.shape.image + rows.row[i]] = rows.delta[i];
+  __device__ __forceinline__ void finish_delta(Rows& rows, int64_t batch, int head) {
+    Columns::reduce(rows.delta, Sum{});
+    Columns::for_each_softmax([&](int index, int i, int k) {
+      const int64_t place = place_of(rows, batch, head, i, k);
+      if (Columns::speaks() && place >= 0) {
+        p.image_delta[place] = rows.delta[index];
       }
-    }
+    });
   }
 
   // Gradients of the image's weights become those of the scores, and scores become weights of the text.
@@ -279,7 +312,8 @@ struct ImageBackward {
                                                 const KeyTerms& terms) {
     for_each(
         [&](int i, int column, float& score, float& grad) {
-          grad = exponential<Element>(score + terms.bias[column] - rows.lse[i]) * (grad - rows.delta[i]);
+          const int index = Columns::softmax_of(i, column);
+          grad = exponential<Element>(score + terms.bias[column] - rows.lse[index]) * (grad - rows.delta[index]);
           score = exponential<Element>(score + rows.hidden[i] - terms.lse[column]);
         },
         scores,

@@ -4,12 +4,10 @@
 // values of one head after another, or of all at once where texts are short. All tokens of a head are scored before its
 // values come: in chunks, of which all but the last are kept as elements scaled to their own maxima. Normalised, they
 // meet the values as operands in registers, so that one accumulator sums over heads and never needs rescaling.
-//
-// A chunk's columns are the heads of its first token, then those of the next, and so on. Of several heads a thread,
-// which holds two neighbours of every eight columns, sees the same two throughout.
 #pragma once
 
 #include "../bi_attention_image_forward.cuh"
+#include "head_columns.cuh"
 #include "pipeline.cuh"
 
 namespace sdpt_ext::cuda::hopper {
@@ -36,9 +34,8 @@ struct ImageForward {
   static constexpr int kHeads = Traits::kHeads, kTokens = Traits::kTokens, kChunks = Traits::kChunks;
   static constexpr int kChunk = kHeads * kTokens;
   static constexpr int kSlot = kImageSlot<Traits>;
-  // Heads that a thread sees, and threads of a row that see different ones.
-  static constexpr int kHeadsOfThread = kHeads == 1 ? 1 : 2, kSpeakers = kHeads / kHeadsOfThread;
-  static constexpr int kSoftmaxes = kRowsPerThread * kHeadsOfThread;
+  using Columns = HeadColumns<kHeads>;
+  static constexpr int kSoftmaxes = Columns::kSoftmaxes;
 
   struct TokenTerms {
     float bias[kChunk];  // of the scores
@@ -49,7 +46,7 @@ struct ImageForward {
   using Tokens = Ring<Element, kChunk, kStages, TokenTerms>;
 
   struct Nothing {};
-  using Maxima = float[kChunks - (kChunks > 1)][kHeadsOfThread][kGroupRows][kSpeakers];
+  using Maxima = float[kChunks - (kChunks > 1)][Columns::kHeadsOfThread][kGroupRows][Columns::kSpeakers];
 
   struct Memory {
     alignas(1024) Element x[kConsumers][kGroupRows * kWidth];
@@ -64,13 +61,6 @@ struct ImageForward {
     float maximum[kSoftmaxes], sum[kSoftmaxes];
     Packed<Element, kChunk> weights[kChunks];
   };
-  __device__ static constexpr int softmax_of(int i, int column) {
-    return i * kHeadsOfThread + column % kHeadsOfThread;
-  }
-  __device__ static int speaker() { return lane() % 4 % kSpeakers; }
-  // Among those of the step, the k-th of a thread's heads.
-  __device__ static int head_of(int k) { return speaker() * kHeadsOfThread + k; }
-  __device__ static bool speaks() { return lane() % 4 < kSpeakers; }
 
   const Params& p;
   Memory& shared;
@@ -203,17 +193,17 @@ struct ImageForward {
     }
     scores.for_each([&](float& score, int i, int column) {
       score += bias[column];
-      maximum[softmax_of(i, column)] = fmaxf(maximum[softmax_of(i, column)], score);
+      maximum[Columns::softmax_of(i, column)] = fmaxf(maximum[Columns::softmax_of(i, column)], score);
     });
-    reduce_rows<kSpeakers>(maximum, Maximum{});
+    Columns::reduce(maximum, Maximum{});
 #pragma unroll
     for (int index = 0; index < kSoftmaxes; ++index) {
       state.sum[index] *= exponential<Element>(state.maximum[index] - finite(maximum[index]));
       state.maximum[index] = maximum[index];
     }
     scores.for_each([&](float& score, int i, int column) {
-      score = exponential<Element>(score - finite(maximum[softmax_of(i, column)]));
-      state.sum[softmax_of(i, column)] += score;
+      score = exponential<Element>(score - finite(maximum[Columns::softmax_of(i, column)]));
+      state.sum[Columns::softmax_of(i, column)] += score;
     });
     if (p.dropout.active()) {
       const uint32_t* keys = cursor.terms().dropout_keys;
@@ -223,24 +213,12 @@ struct ImageForward {
     }
   }
 
-  // Calls body(softmax, row of the thread's two, head of the thread's).
-  template <typename Body>
-  __device__ __forceinline__ static void for_each_softmax(const Body& body) {
-#pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
-#pragma unroll
-      for (int k = 0; k < kHeadsOfThread; ++k) {
-        body(softmax_of(i, k), i, k);
-      }
-    }
-  }
-
   __device__ __forceinline__ void keep(Fragment<kChunk>& scores, State& state, int chunk, int group) {
     state.weights[chunk] = Packed<Element, kChunk>(scores);
-    for_each_softmax([&](int index, int i, int k) {
-      if (speaks()) {
+    Columns::for_each_softmax([&](int index, int i, int k) {
+      if (Columns::speaks()) {
         // The release of the chunk shows it to the row's other threads.
-        shared.maxima[group][chunk][k][row_of(i)][speaker()] = state.maximum[index];
+        shared.maxima[group][chunk][k][row_of(i)][Columns::speaker()] = state.maximum[index];
       }
     });
   }
@@ -248,17 +226,17 @@ struct ImageForward {
   // Brings all chunks to the scale of the whole softmax and writes its log-sum-exp.
   __device__ __forceinline__ void normalise(
       Fragment<kChunk>& scores, State& state, int batch, int first_head, int first, int group) {
-    reduce_rows<kSpeakers>(state.sum, Sum{});
+    Columns::reduce(state.sum, Sum{});
     float inverse[kSoftmaxes];
-    for_each_softmax([&](int index, int i, int k) {
+    Columns::for_each_softmax([&](int index, int i, int k) {
       inverse[index] = inverse_or_zero(state.sum[index]);
-      const int row = first + row_of(i), head = first_head + head_of(k);
-      if (speaks() && row < p.shape.image && head < p.shape.heads) {
+      const int row = first + row_of(i), head = first_head + Columns::head_of(k);
+      if (Columns::speaks() && row < p.shape.image && head < p.shape.heads) {
         p.lse[(int64_t{batch} * p.shape.heads + head) * p.shape.image + row] =
             log_sum_exp(state.maximum[index], state.sum[index]);
       }
     });
-    state.weights[kChunks - 1].set(scores, [&](int i, int k) { return inverse[softmax_of(i, k)]; });
+    state.weights[kChunks - 1].set(scores, [&](int i, int k) { return inverse[Columns::softmax_of(i, k)]; });
     if constexpr (kChunks > 1) {
       rescale_kept(state, inverse, group);
     }
@@ -268,11 +246,11 @@ struct ImageForward {
 #pragma unroll
     for (int chunk = 0; chunk < kChunks - 1; ++chunk) {
       float factor[kSoftmaxes];
-      for_each_softmax([&](int index, int i, int k) {
-        const float maximum = shared.maxima[group][chunk][k][row_of(i)][speaker()];
+      Columns::for_each_softmax([&](int index, int i, int k) {
+        const float maximum = shared.maxima[group][chunk][k][row_of(i)][Columns::speaker()];
         factor[index] = exponential<Element>(maximum - finite(state.maximum[index])) * inverse[index];
       });
-      state.weights[chunk].scale([&](int i, int k) { return factor[softmax_of(i, k)]; });
+      state.weights[chunk].scale([&](int i, int k) { return factor[Columns::softmax_of(i, k)]; });
     }
   }
 };

@@ -150,6 +150,8 @@ __device__ __forceinline__ void pin(uint64_t& value) {
 
 #define SDPT_EXT_REGISTERS_16                                                                            \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
+#define SDPT_EXT_REGISTERS_20                                                                            \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19}"
 #define SDPT_EXT_REGISTERS_24                                                                            \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "\
   "%22, %23}"
@@ -182,6 +184,7 @@ __device__ __forceinline__ void pin(uint64_t& value) {
 
 #define SDPT_EXT_OWN_4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define SDPT_EXT_OWN_16(i) SDPT_EXT_OWN_4(i), SDPT_EXT_OWN_4(i + 4), SDPT_EXT_OWN_4(i + 8), SDPT_EXT_OWN_4(i + 12)
+#define SDPT_EXT_OWN_20(i) SDPT_EXT_OWN_16(i), SDPT_EXT_OWN_4(i + 16)
 #define SDPT_EXT_OWN_24(i) SDPT_EXT_OWN_16(i), SDPT_EXT_OWN_4(i + 16), SDPT_EXT_OWN_4(i + 20)
 #define SDPT_EXT_OWN_40(i) SDPT_EXT_OWN_24(i), SDPT_EXT_OWN_16(i + 24)
 #define SDPT_EXT_OWN_48(i) SDPT_EXT_OWN_16(i), SDPT_EXT_OWN_16(i + 16), SDPT_EXT_OWN_16(i + 32)
@@ -204,6 +207,12 @@ __device__ __forceinline__ void wgmma(float (&c)[16], uint64_t a, uint64_t b, bo
 }
 __device__ __forceinline__ void wgmma(float (&c)[16], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
   SDPT_EXT_WGMMA_SHARED(16, "m64n32k16", "bf16", "%16", "%17", "%18");
+}
+__device__ __forceinline__ void wgmma(float (&c)[20], uint64_t a, uint64_t b, bool accumulate, __half) {
+  SDPT_EXT_WGMMA_SHARED(20, "m64n40k16", "f16", "%20", "%21", "%22");
+}
+__device__ __forceinline__ void wgmma(float (&c)[20], uint64_t a, uint64_t b, bool accumulate, __nv_bfloat16) {
+  SDPT_EXT_WGMMA_SHARED(20, "m64n40k16", "bf16", "%20", "%21", "%22");
 }
 __device__ __forceinline__ void wgmma(float (&c)[24], uint64_t a, uint64_t b, bool accumulate, __half) {
   SDPT_EXT_WGMMA_SHARED(24, "m64n48k16", "f16", "%24", "%25", "%26");
@@ -260,6 +269,7 @@ __device__ __forceinline__ void wgmma(float (&c)[128], const uint32_t* a, uint64
 #undef SDPT_EXT_OWN_48
 #undef SDPT_EXT_OWN_40
 #undef SDPT_EXT_OWN_24
+#undef SDPT_EXT_OWN_20
 #undef SDPT_EXT_OWN_16
 #undef SDPT_EXT_OWN_4
 #undef SDPT_EXT_REGISTERS_128
@@ -268,6 +278,7 @@ __device__ __forceinline__ void wgmma(float (&c)[128], const uint32_t* a, uint64
 #undef SDPT_EXT_REGISTERS_48
 #undef SDPT_EXT_REGISTERS_40
 #undef SDPT_EXT_REGISTERS_24
+#undef SDPT_EXT_REGISTERS_20
 #undef SDPT_EXT_REGISTERS_16
 
 }  // namespace sdpt_ext::cuda::ptx

@@ -64,14 +64,14 @@ CUtensorMap tensor_map(const Element* data, int64_t matrices, int64_t rows, int6
                             {64, static_cast<cuuint32_t>(box_rows), 1}});
 }
 
-// Contiguous (batch, heads, tokens, columns) in boxes of 64 columns of some heads of some tokens of one sample, the
-// heads of a token one after another.
+// Contiguous (batch, heads, tokens, width) in boxes of 64 columns of some heads of some tokens of one sample, the heads
+// of a token one after another.
 template <typename Element>
-CUtensorMap head_map(const Element* data, const Sizes& shape, int box_heads, int box_tokens) {
+CUtensorMap head_map(const Element* data, const Sizes& shape, int tokens, int box_heads, int box_tokens) {
   const auto size = [](int64_t value) { return static_cast<cuuint64_t>(value); };
-  const int64_t row = int64_t{shape.width} * 2, head = shape.tokens * row;
+  const int64_t row = int64_t{shape.width} * 2, head = tokens * row;
   return encode_tensor_map(data,
-                           {{size(shape.width), size(shape.heads), size(shape.tokens), size(shape.batch)},
+                           {{size(shape.width), size(shape.heads), size(tokens), size(shape.batch)},
                             {size(head), size(row), size(shape.heads * head)},
                             {64, static_cast<cuuint32_t>(box_heads), static_cast<cuuint32_t>(box_tokens), 1}});
 }

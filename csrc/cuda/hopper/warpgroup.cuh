@@ -129,15 +129,17 @@ __device__ __forceinline__ void finish(Fragment<kColumns>& c) {
   c.pin();
 }
 
-// c = a b^T with tiles a (64, 256) and b (kColumns, 256).
-template <typename Element, int kColumns>
+// c = a b^T with tiles a (64, 256) and b (kColumns, 256), in its first kUsed columns where kUsed is not 0.
+template <typename Element, int kUsed = 0, int kColumns>
 __device__ __forceinline__ void multiply_transposed(Fragment<kColumns>& c, uint32_t a, uint32_t b) {
+  constexpr int kNumbers = (kUsed > 0 ? kUsed : kColumns) / 2;
+  auto& numbers = reinterpret_cast<float(&)[kNumbers]>(c.values);
   uint64_t left = descriptor(a, 16, kEightRows), right = descriptor(b, 16, kEightRows);
   ptx::pin(left);  // else the descriptors of all steps would stay in registers
 #pragma unroll
   for (int k = 0; k < kWidth; k += 16) {
     const int panel = k / kPanelColumns, bytes = k % kPanelColumns * 2;
-    ptx::wgmma(c.values, left + (panel * kGroupRows * kPanelRowBytes + bytes) / 16,
+    ptx::wgmma(numbers, left + (panel * kGroupRows * kPanelRowBytes + bytes) / 16,
                right + (panel * kColumns * kPanelRowBytes + bytes) / 16, k > 0, Element{});
   }
   ptx::wgmma_commit();
