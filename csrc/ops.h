@@ -21,7 +21,8 @@ using BiAttention = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Ten
                                                                        const std::optional<Tensor>& image_mask,
                                                                        int64_t num_text,
                                                                        double dropout_p,
-                                                                       int64_t seed);
+                                                                       int64_t seed,
+                                                                       bool tf32);
 
 // -> gradients of x, keys, key_bias, values, prompts; without prompts theirs has no elements.
 using BiAttentionBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(const Tensor& grad_y,
@@ -39,7 +40,8 @@ using BiAttentionBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(c
                                                                                const Tensor& text_lse,
                                                                                int64_t num_text,
                                                                                double dropout_p,
-                                                                               int64_t seed);
+                                                                               int64_t seed,
+                                                                               bool tf32);
 
 // -> layer_norm(v) + offset + y, u, mass.
 using BiAttentionResidual = std::tuple<Tensor, Tensor, Tensor>(const Tensor& v,

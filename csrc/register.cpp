@@ -2,15 +2,15 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(sdpt_ext, m) {
-  // -> y, u, mass, image_lse, text_lse
+  // -> y, u, mass, image_lse, text_lse. tf32: products of float32 may be of TF32, where a device has them
   m.def(
       "bi_attention(Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor? prompts, Tensor? image_mask, "
-      "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int num_text, float dropout_p, SymInt seed, bool tf32=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // -> gradients of x, keys, key_bias, values, prompts
   m.def(
       "bi_attention_backward(Tensor grad_y, Tensor grad_u, Tensor grad_mass, Tensor x, Tensor keys, Tensor key_bias, "
       "Tensor values, Tensor? prompts, Tensor? image_mask, Tensor u, Tensor mass, Tensor image_lse, Tensor text_lse, "
-      "int num_text, float dropout_p, SymInt seed) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "int num_text, float dropout_p, SymInt seed, bool tf32=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // x = layer_norm(v) -> x + offset + y, u, mass; without gradients, and not on every device
   m.def(
       "bi_attention_residual(Tensor v, Tensor norm_weight, Tensor norm_bias, float norm_epsilon, Tensor keys, "

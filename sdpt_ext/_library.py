@@ -98,6 +98,11 @@ def runs_cuda_kernels(device_type: str) -> bool:
     return library().path is not None and hasattr(torch.ops.sdpt_ext, f"cuda_kernels_on_{device_type.upper()}")
 
 
+def tf32_allowed(device_type: str) -> bool:
+    """Whether CUDA kernels may multiply float32 as TF32 on such a device: where torch's own products may."""
+    return runs_cuda_kernels(device_type) and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def resolve_backend(op_name: str, backend: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> str:
     """What runs operator `op_name` on such tensors, computing in `dtype` (by default the tensor's): "ext" or "torch".
 
@@ -116,7 +121,7 @@ def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dt
     device_type = torch.device(device).type
     problem = missing_kernel(op_name, device_type)
     if problem is None and asked == "auto" and runs_cuda_kernels(device_type):
-        problem = _self_check.failure(op_name, device, dtype)
+        problem = _self_check.failure(op_name, device, dtype, tf32_allowed(device_type))
     if problem is None:
         return "ext"
     if must_run_compiled(asked):
@@ -129,6 +134,7 @@ def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dt
 
 # What torch.compiler.assume_constant_result does, without importing the compiler: a compiled program takes the answer
 # of the time when it was compiled, and the files and variables that it depends on are no part of the program.
+tf32_allowed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 runs_cuda_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _resolve_for_device._dynamo_marked_constant = True  # type: ignore[attr-defined]

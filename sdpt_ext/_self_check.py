@@ -20,20 +20,23 @@ _Draw = Callable[..., Tensor]
 _Problem = Callable[[_Draw, str], "list[Tensor]"]
 
 
-def failure(op_name: str, device: str, dtype: torch.dtype) -> str | None:
-    """What went wrong when the kernel of `op_name` ran on `device` (as "cuda:0") for the first time, or None."""
+def failure(op_name: str, device: str, dtype: torch.dtype, tf32: bool = False) -> str | None:
+    """What went wrong when the kernel of `op_name` ran on `device` (as "cuda:0") for the first time, or None.
+
+    `tf32`: torch allows TF32 at present; float32 then has kernels of its own.
+    """
     index = torch.device(device)
     kind = torch.cuda.get_device_name(index) if index.type == "cuda" else index.type
-    return _failure(op_name, kind, index.type, dtype)
+    return _failure(op_name, kind, index.type, dtype, tf32 and dtype == torch.float32)
 
 
 # Of several devices of one kind the current one answers for all.
 @functools.cache
-def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> str | None:
-    problem = _trial(op_name, kind, device_type, dtype)
+def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype, tf32: bool) -> str | None:
+    problem = _trial(op_name, kind, device_type, dtype, tf32)
     if problem is None or op_name != "bi_attention" or not torch.ops.sdpt_ext.allow_hopper_kernels(False):
         return problem
-    remaining = _trial(op_name, kind, device_type, dtype)
+    remaining = _trial(op_name, kind, device_type, dtype, tf32)
     if remaining is not None:
         # A fault of one kernel makes all later calls of the process fail.
         hint = "; restart with SDPT_EXT_CUDA_CAPABILITY=portable to try the kernels for every GPU"
@@ -42,8 +45,8 @@ def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> s
     return None
 
 
-def _trial(op_name: str, kind: str, device_type: str, dtype: torch.dtype) -> str | None:
-    where = f"the {op_name} kernel for {dtype} on {kind}"
+def _trial(op_name: str, kind: str, device_type: str, dtype: torch.dtype, tf32: bool) -> str | None:
+    where = f"the {op_name} kernel for {dtype}{' as TF32' if tf32 else ''} on {kind}"
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
         try:
             results = _solve(op_name, device_type, dtype, "ext")

@@ -298,7 +298,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
                                                                          const Tensor& text_lse,
                                                                          int64_t num_text,
                                                                          double dropout_p,
-                                                                         int64_t seed) {
+                                                                         int64_t seed,
+                                                                         bool /*tf32*/) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   check_bi_attention_saved(shape, x, key_bias, grad_y, grad_u, grad_mass, u, mass, image_lse, text_lse);

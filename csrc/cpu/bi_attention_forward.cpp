@@ -362,7 +362,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
                                                                 const std::optional<Tensor>& image_mask,
                                                                 int64_t num_text,
                                                                 double dropout_p,
-                                                                int64_t seed) {
+                                                                int64_t seed,
+                                                                bool /*tf32*/) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   return attend(x, keys, key_bias, values, prompts, image_mask, nullptr, Dropout(dropout_p, seed), shape);

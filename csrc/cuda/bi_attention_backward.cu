@@ -128,7 +128,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
                                                                          const Tensor& text_lse,
                                                                          int64_t num_text,
                                                                          double dropout_p,
-                                                                         int64_t seed) {
+                                                                         int64_t seed,
+                                                                         bool tf32) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   check_bi_attention_saved(shape, x, key_bias, grad_y, grad_u, grad_mass, u, mass, image_lse, text_lse);
@@ -149,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention_backward(const T
   b.grad_bias = empty_numbers(x, {shape.batch, shape.heads, shape.tokens});
   b.prompt_sums = empty_numbers(x, {shape.batch, shape.prompts, b.shape.width});
   if (shape.tokens > 0) {
-    dispatch_element(x, [&](auto element) {
+    dispatch_element(x, tf32, [&](auto element) {
       run_text_delta<decltype(element)>(b, scope);
       dispatch_width(b.shape.width, [&](auto width) {
         if (!hopper::run_image_backward(b, scope)) {

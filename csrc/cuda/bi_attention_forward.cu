@@ -63,7 +63,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
                                                                 const std::optional<Tensor>& image_mask,
                                                                 int64_t num_text,
                                                                 double dropout_p,
-                                                                int64_t seed) {
+                                                                int64_t seed,
+                                                                bool tf32) {
   const BiAttentionShape shape =
       check_bi_attention(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p);
   const LaunchScope scope(x);
@@ -75,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bi_attention(const Tensor& x,
   f.image_lse = empty_numbers(x, {shape.batch, shape.heads, shape.positions});
   f.text_lse = empty_numbers(x, {shape.batch, shape.heads, shape.text});
   if (shape.tokens > 0) {
-    dispatch_element(x, [&](auto element) {
+    dispatch_element(x, tf32, [&](auto element) {
       dispatch_width(f.shape.width, [&](auto width) {
         if (!hopper::run_image_forward(f, scope)) {
           choose_image<decltype(element), width()>(f, scope);

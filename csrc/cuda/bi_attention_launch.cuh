@@ -34,7 +34,7 @@ inline Sizes sizes_of(const BiAttentionShape& shape) {
 }
 
 template <typename Body>
-void dispatch_element(const Tensor& x, const Body& body) {
+void dispatch_element(const Tensor& x, bool tf32, const Body& body) {
   switch (x.scalar_type()) {
     case ScalarType::Half:
       return body(__half{});
@@ -44,7 +44,7 @@ void dispatch_element(const Tensor& x, const Body& body) {
       return body(double{});
     default:
       STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "bi_attention: expected floating-point tensors");
-      body(float{});
+      tf32 ? body(Tf32{}) : body(float{});
   }
 }
 

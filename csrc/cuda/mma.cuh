@@ -1,10 +1,8 @@
-// Products of tiles by one thread block: tensor cores for 16-bit elements, plain multiply-adds for the others.
+// Products of tiles by one thread block: on tensor cores, or by plain multiply-adds where numbers stay exact.
 //
 // Warps form a grid of (rows / 32) x 4. A warp owns 32 rows and a quarter of the columns, as blocks of (16, 8); in each
 // block, lane l holds columns 2 (l % 4) and 2 (l % 4) + 1 of the rows l / 4 and l / 4 + 8.
 #pragma once
-
-#include <type_traits>
 
 #include "pair.cuh"
 #include "tile.cuh"
@@ -22,10 +20,6 @@ __device__ __forceinline__ int warp_column() { return threadIdx.x / 32 % kWarpCo
 
 // The i-th of the four rows that a thread holds elements of.
 __device__ __forceinline__ int row_of_thread(int i) { return warp_row() * kWarpRows + i * 8 + lane() / 4; }
-
-// What products and softmaxes of elements are computed in.
-template <typename Element>
-using NumberOf = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
 // The part of a (rows, kColumns) matrix that one thread holds.
 template <int kColumns, typename Sum = float>
@@ -64,6 +58,21 @@ struct Accumulator {
   }
 };
 
+// Depth of one product on tensor cores.
+template <typename Element>
+constexpr int kMmaDepth = 32 / sizeof(Element);
+
+// Tensor cores would cut digits off.
+template <typename Element, int kCount>
+__device__ __forceinline__ void round_operand([[maybe_unused]] uint32_t (&fragment)[kCount], Element) {
+  if constexpr (std::is_same_v<Element, Tf32>) {
+#pragma unroll
+    for (int index = 0; index < kCount; ++index) {
+      fragment[index] = ptx::round_to_tf32(fragment[index]);
+    }
+  }
+}
+
 // A lane reads chunks whose swizzle never changes, so that one exclusive or per step of depth finds them all.
 template <int kDepth, typename Element, int kA, int kB, int kColumns>
 __device__ __forceinline__ void multiply_transposed_on_tensor_cores(
@@ -74,18 +83,20 @@ __device__ __forceinline__ void multiply_transposed_on_tensor_cores(
   const uint32_t b_address = b.row_address(b_row), b_swizzle = b.swizzle(b_row) ^ (lane() / 8 % 2 * 16);
   const uint32_t pair_address = b_address + lane() / 16 * 8 * b.kRowBytes;
 #pragma unroll 2
-  for (int k = 0; k < kDepth; k += 16) {
+  for (int k = 0; k < kDepth; k += kMmaDepth<Element>) {
     uint32_t left[2][4];
     const uint32_t a_chunk = ((a_column + k) * sizeof(Element)) ^ a_swizzle;
     const uint32_t b_chunk = (k * sizeof(Element)) ^ b_swizzle;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       ptx::ldmatrix_x4(left[i], a_address + a_chunk + i * 16 * a.kRowBytes);
+      round_operand(left[i], Element{});
     }
 #pragma unroll
     for (int j = 0; j + 1 < kBlocks; j += 2) {
       uint32_t right[4];
       ptx::ldmatrix_x4(right, pair_address + b_chunk + j * 8 * b.kRowBytes);
+      round_operand(right, Element{});
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         ptx::mma(c.block[i][j], left[i], right[0], right[1], Element{});
@@ -95,6 +106,7 @@ __device__ __forceinline__ void multiply_transposed_on_tensor_cores(
     if constexpr (kBlocks % 2 == 1) {
       uint32_t right[2];
       ptx::ldmatrix_x2(right, b_address + b_chunk + (kBlocks - 1) * 8 * b.kRowBytes);
+      round_operand(right, Element{});
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         ptx::mma(c.block[i][kBlocks - 1], left[i], right[0], right[1], Element{});
@@ -128,6 +140,38 @@ __device__ __forceinline__ void multiply_on_tensor_cores(
       for (int i = 0; i < 2; ++i) {
         ptx::mma(c.block[i][j], left[i], right[0], right[1], Element{});
         ptx::mma(c.block[i][j + 1], left[i], right[2], right[3], Element{});
+      }
+    }
+  }
+}
+
+// The same of 32-bit elements, which no instruction transposes.
+template <int kDepth, int kA, int kColumns>
+__device__ __forceinline__ void multiply_on_tensor_cores(
+    Accumulator<kColumns>& c, Tile<Tf32, kA> a, int a_column, Tile<Tf32, kColumns> b) {
+  const unsigned a_row = warp_row() * kWarpRows + lane() % 16, b_row = lane() % 4;
+  const uint32_t a_address = a.row_address(a_row), a_swizzle = a.swizzle(a_row) ^ (lane() / 16 * 16);
+#pragma unroll 2
+  for (int k = 0; k < kDepth; k += kMmaDepth<Tf32>) {
+    uint32_t left[2][4];
+    const uint32_t a_chunk = ((a_column + k) * sizeof(Tf32)) ^ a_swizzle;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      ptx::ldmatrix_x4(left[i], a_address + a_chunk + i * 16 * a.kRowBytes);
+      round_operand(left[i], Tf32{});
+    }
+#pragma unroll
+    for (int j = 0; j < c.kBlocks; ++j) {
+      const unsigned column = c.column(j) - lane() % 4 * 2 + lane() / 4;
+      uint32_t right[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        right[half] = __float_as_uint(b.at(k + half * 4 + b_row, column)->value);
+      }
+      round_operand(right, Tf32{});
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        ptx::mma(c.block[i][j], left[i], right[0], right[1], Tf32{});
       }
     }
   }
@@ -199,7 +243,7 @@ __device__ __forceinline__ void multiply_plainly(
 template <int kDepth, typename Number, typename Element, int kA, int kB, int kColumns>
 __device__ __forceinline__ void multiply_transposed(
     Accumulator<kColumns, Number>& c, Tile<Element, kA> a, int a_column, Tile<Element, kB> b) {
-  if constexpr (sizeof(Element) == 2) {
+  if constexpr (kOnTensorCores<Element>) {
     multiply_transposed_on_tensor_cores<kDepth>(c, a, a_column, b);
   } else {
     multiply_transposed_plainly<kDepth>(c, a, a_column, b);
@@ -210,7 +254,7 @@ __device__ __forceinline__ void multiply_transposed(
 template <int kDepth, typename Number, typename Element, int kA, int kColumns>
 __device__ __forceinline__ void multiply(
     Accumulator<kColumns, Number>& c, Tile<Element, kA> a, int a_column, Tile<Element, kColumns> b) {
-  if constexpr (sizeof(Element) == 2) {
+  if constexpr (kOnTensorCores<Element>) {
     multiply_on_tensor_cores<kDepth>(c, a, a_column, b);
   } else {
     multiply_plainly<kDepth>(c, a, a_column, b);

@@ -1,8 +1,7 @@
 // Two neighbouring elements, read and written at once.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "element.cuh"
 
 namespace sdpt_ext::cuda {
 
@@ -12,6 +11,7 @@ __device__ __forceinline__ double2 pair_of(double a, double b) { return make_dou
 __device__ __forceinline__ void store_pair(float* target, float a, float b) {
   *reinterpret_cast<float2*>(target) = make_float2(a, b);
 }
+__device__ __forceinline__ void store_pair(Tf32* target, float a, float b) { store_pair(&target->value, a, b); }
 __device__ __forceinline__ void store_pair(double* target, double a, double b) {
   *reinterpret_cast<double2*>(target) = make_double2(a, b);
 }
@@ -25,6 +25,7 @@ __device__ __forceinline__ void store_pair(__nv_bfloat16* target, float a, float
 __device__ __forceinline__ float2 load_pair(const float* source) {
   return *reinterpret_cast<const float2*>(source);
 }
+__device__ __forceinline__ float2 load_pair(const Tf32* source) { return load_pair(&source->value); }
 __device__ __forceinline__ double2 load_pair(const double* source) {
   return *reinterpret_cast<const double2*>(source);
 }

@@ -7,10 +7,10 @@ namespace sdpt_ext::cuda {
 
 constexpr float kInfinity = __builtin_huge_valf();
 
-// exp(x): one instruction where the result is rounded to 16 bits anyway.
+// exp(x): one instruction where the result is rounded anyway.
 template <typename Element>
 __device__ __forceinline__ NumberOf<Element> exponential(NumberOf<Element> x) {
-  if constexpr (sizeof(Element) == 2) {
+  if constexpr (kOnTensorCores<Element>) {
     return ptx::exp2(x * 1.4426950408889634f);
   } else {
     return exp(x);

@@ -34,7 +34,8 @@ def bi_attention(
     ``y = sum_h softmax_T(x A_h^T + c_h) V_h`` and ``u_h = softmax_{N+K}(A_h [x; p]^T) [x; p]``.
 
     Args:
-        x: (B, N, D) image tokens; they set the precision of the products, unless autocast does.
+        x: (B, N, D) image tokens; they set the precision of the products, unless autocast does. On a GPU those of
+            float32 are of TF32 where ``torch.backends.cuda.matmul`` allows it.
         keys: (B, H, T, D) absorbed text keys A, already scaled.
         key_bias: (B, H, T) score offsets c; -inf hides a token from the image.
         values: (B, H, T, D) absorbed text values V.
@@ -177,7 +178,8 @@ def _compiled(
         x, keys, values = x.float(), keys.float(), values.float()
         prompts = None if prompts is None else prompts.float()
     mask = None if image_mask is None else image_mask.bool()
-    y, u, mass, _, _ = torch.ops.sdpt_ext.bi_attention(x, keys, key_bias, values, prompts, mask, *options)
+    tf32 = _library.tf32_allowed(x.device.type)
+    y, u, mass, _, _ = torch.ops.sdpt_ext.bi_attention(x, keys, key_bias, values, prompts, mask, *options, tf32)
     return y.to(dtype), u.to(dtype), mass.to(dtype)
 
 
@@ -189,7 +191,7 @@ def _fake_forward(
     prompts: Tensor | None,
     image_mask: Tensor | None,
     num_text: int,
-    *dropout: float,
+    *_: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, heads = keys.shape[:2]
     mass = key_bias.new_empty(batch, heads, num_text)
@@ -230,15 +232,14 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.num_text, ctx.dropout_p, ctx.seed = inputs
+    tensors, ctx.options = inputs[:6], inputs[6:]
     ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_u: Tensor, grad_mass: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    options = (ctx.num_text, ctx.dropout_p, ctx.seed)
-    grads = torch.ops.sdpt_ext.bi_attention_backward(grad_y, grad_u, grad_mass, *ctx.saved_tensors, *options)
+    grads = torch.ops.sdpt_ext.bi_attention_backward(grad_y, grad_u, grad_mass, *ctx.saved_tensors, *ctx.options)
     needed = (grad if need else None for grad, need in zip(grads, ctx.needs_input_grad))
-    return (*needed, None, None, None, None)
+    return (*needed, None, *(None for _ in ctx.options))
 
 
 def _register() -> None:

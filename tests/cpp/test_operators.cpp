@@ -80,9 +80,10 @@ bool test_bi_attention() {
                                                                        const std::optional<Tensor>&,
                                                                        int64_t,
                                                                        double,
-                                                                       int64_t);
+                                                                       int64_t,
+                                                                       bool);
   const auto [y, u, mass, image_lse, text_lse] =
-      find<Signature>("sdpt_ext::bi_attention").call(x, keys, bias, values, prompts, visible, 4, 0., 0);
+      find<Signature>("sdpt_ext::bi_attention").call(x, keys, bias, values, prompts, visible, 4, 0., 0, false);
   const Tensor rows = at::cat({x, prompts.expand({2, 4, 8})}, 1);
   return at::allclose(y, values.mean(2).sum(1).unsqueeze(1).expand_as(x)) &&
          at::allclose(u, rows.mean(1).view({2, 1, 1, 8}).expand_as(u)) && at::allclose(mass, at::ones_like(mass)) &&
@@ -112,7 +113,8 @@ bool test_bi_attention_backward() {
                                                                        const Tensor&,
                                                                        int64_t,
                                                                        double,
-                                                                       int64_t);
+                                                                       int64_t,
+                                                                       bool);
   const auto [grad_x, grad_keys, grad_bias, grad_values, grad_prompts] =
       find<Signature>("sdpt_ext::bi_attention_backward")
           .call(grad_y,
@@ -130,7 +132,8 @@ bool test_bi_attention_backward() {
                 text_lse,
                 5,
                 0.,
-                0);
+                0,
+                false);
   return at::allclose(grad_values, (grad_y.sum(1) / 5).view({2, 1, 1, 8}).expand_as(values)) &&
          at::allclose(grad_x, at::full_like(grad_x, 3. * 5 / 9)) && grad_prompts.numel() == 0 &&
          at::allclose(grad_bias.sum(2), at::zeros({2, 3}, at::kDouble)) && grad_keys.sizes() == keys.sizes();

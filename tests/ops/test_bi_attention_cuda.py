@@ -6,11 +6,14 @@ The tests of test_bi_attention.py run on them as well; see tests/cudasim.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .backends import DEVICE, needs_library
 from .test_bi_attention import ours, tensors, textbook, with_gradients
@@ -20,8 +23,8 @@ pytestmark = [
     pytest.mark.skipif(DEVICE == "cpu" and "cudasim" not in sys.modules, reason="needs a GPU or the simulator"),
 ]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-# Every tile has an edge inside: 32, 96 and 288 tokens (a Hopper's: 16, 20, 32, 48 and 144), 32, 48, 64, 96 and 128 rows,
-# 64 and 256 columns; and 4 and 8 heads of a Hopper's tiles.
+# Every tile has an edge inside: 32, 96 and 288 tokens (a Hopper's: 16, 20, 32, 48 and 144), 32, 48, 64, 96 and 128
+# rows, 64 and 256 columns; and 4 and 8 heads of a Hopper's tiles.
 SIZES: dict[str, dict[str, int]] = {
     "one of each": {"batch": 1, "positions": 1, "heads": 1, "tokens": 1, "width": 8, "prompts": 0},
     "past every small tile": {"batch": 2, "positions": 65, "heads": 2, "tokens": 33, "width": 72, "prompts": 33},
@@ -46,6 +49,31 @@ def inputs_of(dtype: torch.dtype, sizes: dict[str, int]) -> tuple[dict[str, Tens
     return tensors(dtype, **sizes), {**EVERYTHING, "image_mask": mask, "num_text": (sizes["tokens"] + 1) // 2}
 
 
+class Tf32Products(TorchDispatchMode):
+    """Rounds what matrix products multiply to the 11 digits of TF32."""
+
+    PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.PRODUCTS:
+            args = [self.rounded(arg) for arg in args]
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(value: Tensor) -> Tensor:
+        if value.dtype != torch.float32:
+            return value
+        return ((value.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@contextmanager
+def tf32_allowed() -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
 def assert_no_worse_than_plain(inputs: dict[str, Tensor], options: dict[str, Any]) -> None:
     dtype = inputs["x"].dtype
     exact = with_gradients(textbook, {name: value.double() for name, value in inputs.items()}, **options)
@@ -65,6 +93,28 @@ def ours_compiled(**arguments: Any) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_edges_of_tiles(dtype: torch.dtype, sizes: dict[str, int]) -> None:
     assert_no_worse_than_plain(*inputs_of(dtype, sizes))
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_tf32(sizes: dict[str, int]) -> None:
+    inputs, options = inputs_of(torch.float32, sizes)
+    exact = with_gradients(textbook, {name: value.double() for name, value in inputs.items()}, **options)
+    with Tf32Products():
+        plain = with_gradients(textbook, inputs, **options)
+    with tf32_allowed():
+        rounded = with_gradients(ours_compiled, inputs, **options)
+    for value, rough, reference in zip(rounded, plain, exact):
+        if value.numel():
+            allowed = 2 * (rough - reference).abs().max() + 2**-11 * reference.abs().max()
+            assert (value - reference).abs().max() <= allowed
+
+
+def test_tf32_only_where_torch_allows_it() -> None:
+    inputs, options = inputs_of(torch.float32, SIZES["blocks share tiles"])
+    full = with_gradients(ours_compiled, inputs, **options)
+    with tf32_allowed():
+        rounded = with_gradients(ours_compiled, inputs, **options)
+    assert all(not torch.equal(a, b) for a, b in zip(full, rounded))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
