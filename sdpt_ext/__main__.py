@@ -69,14 +69,16 @@ def _explain(operator: str, device_type: str) -> str:
     problem = _library.missing_kernel(operator, device_type)
     if problem is None and not _library.runs_cuda_kernels(device_type):
         return "ext: compiled kernel"
-    problem = problem or _first_failure(operator, device_type)
+    problem = problem or _first_failure(operator, device_type, gradients=False)
     if problem is None:
-        return f"ext: CUDA kernel, right on first use in {' and '.join(map(str, _CHECKED))}"
+        training = _first_failure(operator, device_type, gradients=True)
+        checked = f"ext: CUDA kernel, right on first use in {' and '.join(map(str, _CHECKED))}"
+        return checked if training is None else f"{checked}; with gradients torch: {training}"
     return f"{'error' if _library.must_run_compiled(asked) else 'torch'}: {problem}"
 
 
-def _first_failure(operator: str, device_type: str) -> str | None:
-    problems = (_self_check.failure(operator, device_type, dtype) for dtype in _CHECKED)
+def _first_failure(operator: str, device_type: str, gradients: bool) -> str | None:
+    problems = (_self_check.failure(operator, device_type, dtype, gradients=gradients) for dtype in _CHECKED)
     return next((problem for problem in problems if problem is not None), None)
 
 

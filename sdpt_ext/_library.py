@@ -103,16 +103,22 @@ def tf32_allowed(device_type: str) -> bool:
     return runs_cuda_kernels(device_type) and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def resolve_backend(op_name: str, backend: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> str:
-    """What runs operator `op_name` on such tensors, computing in `dtype` (by default the tensor's): "ext" or "torch".
+def resolve_backend(
+    op_name: str, backend: str, tensor: torch.Tensor, dtype: torch.dtype | None = None, gradients: bool = True
+) -> str:
+    """What runs operator `op_name` on such tensors: "ext" or "torch".
+
+    Args:
+        dtype: that it computes in (default: the tensor's).
+        gradients: whether they will be asked for; a GPU may have room for the kernel of the forward pass alone.
 
     Raises:
         MissingKernelError: the compiled operator was asked for and cannot run.
     """
-    return _resolve_for_device(op_name, backend, str(tensor.device), dtype or tensor.dtype)
+    return _resolve_for_device(op_name, backend, str(tensor.device), dtype or tensor.dtype, gradients)
 
 
-def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dtype) -> str:
+def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dtype, gradients: bool) -> str:
     asked = requested_backend(backend)
     if asked == "torch":
         if backend == "auto":
@@ -121,7 +127,7 @@ def _resolve_for_device(op_name: str, backend: str, device: str, dtype: torch.dt
     device_type = torch.device(device).type
     problem = missing_kernel(op_name, device_type)
     if problem is None and asked == "auto" and runs_cuda_kernels(device_type):
-        problem = _self_check.failure(op_name, device, dtype, tf32_allowed(device_type))
+        problem = _self_check.failure(op_name, device, dtype, tf32_allowed(device_type), gradients)
     if problem is None:
         return "ext"
     if must_run_compiled(asked):

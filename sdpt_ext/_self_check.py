@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,23 +21,38 @@ _Draw = Callable[..., Tensor]
 _Problem = Callable[[_Draw, str], "list[Tensor]"]
 
 
-def failure(op_name: str, device: str, dtype: torch.dtype, tf32: bool = False) -> str | None:
+class _Case(NamedTuple):
+    """What is tried: some operators have a kernel of their own for each."""
+
+    op_name: str
+    kind: str  # of device
+    device_type: str
+    dtype: torch.dtype
+    tf32: bool
+    gradients: bool
+
+    def __str__(self) -> str:
+        precision = f"{self.dtype}{' as TF32' if self.tf32 else ''}"
+        return f"the {self.op_name} kernel for {precision} on {self.kind}"
+
+
+def failure(op_name: str, device: str, dtype: torch.dtype, tf32: bool = False, gradients: bool = True) -> str | None:
     """What went wrong when the kernel of `op_name` ran on `device` (as "cuda:0") for the first time, or None.
 
-    `tf32`: torch allows TF32 at present; float32 then has kernels of its own.
+    `tf32` says that torch allows TF32 at present, `gradients` whether those are tried too.
     """
     index = torch.device(device)
     kind = torch.cuda.get_device_name(index) if index.type == "cuda" else index.type
-    return _failure(op_name, kind, index.type, dtype, tf32 and dtype == torch.float32)
+    return _failure(_Case(op_name, kind, index.type, dtype, tf32 and dtype == torch.float32, gradients))
 
 
 # Of several devices of one kind the current one answers for all.
 @functools.cache
-def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype, tf32: bool) -> str | None:
-    problem = _trial(op_name, kind, device_type, dtype, tf32)
-    if problem is None or op_name != "bi_attention" or not torch.ops.sdpt_ext.allow_hopper_kernels(False):
+def _failure(case: _Case) -> str | None:
+    problem = _trial(case)
+    if problem is None or case.op_name != "bi_attention" or not torch.ops.sdpt_ext.allow_hopper_kernels(False):
         return problem
-    remaining = _trial(op_name, kind, device_type, dtype, tf32)
+    remaining = _trial(case)
     if remaining is not None:
         # A fault of one kernel makes all later calls of the process fail.
         hint = "; restart with SDPT_EXT_CUDA_CAPABILITY=portable to try the kernels for every GPU"
@@ -45,17 +61,18 @@ def _failure(op_name: str, kind: str, device_type: str, dtype: torch.dtype, tf32
     return None
 
 
-def _trial(op_name: str, kind: str, device_type: str, dtype: torch.dtype, tf32: bool) -> str | None:
-    where = f"the {op_name} kernel for {dtype}{' as TF32' if tf32 else ''} on {kind}"
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device_type, enabled=False):
+def _trial(case: _Case) -> str | None:
+    problem = (case.op_name, case.device_type, case.dtype)
+    no_autocast = torch.autocast(case.device_type, enabled=False)
+    with torch.inference_mode(False), torch.set_grad_enabled(case.gradients), no_autocast:
         try:
-            results = _solve(op_name, device_type, dtype, "ext")
+            results = _solve(*problem, "ext")
         except RuntimeError as error:
-            return f"{where} does not run ({str(error).splitlines()[0]})"
-        expected = _solve(op_name, device_type, dtype, "torch")
+            return f"{case} does not run ({str(error).splitlines()[0]})"
+        expected = _solve(*problem, "torch")
     for got, right in zip(results, expected):
-        if got.shape != right.shape or not _close(got, right, _TOLERANCES[dtype]):
-            return f"{where} gives wrong numbers"
+        if got.shape != right.shape or not _close(got, right, _TOLERANCES[case.dtype]):
+            return f"{case} gives wrong numbers"
     return None
 
 
@@ -74,6 +91,8 @@ def _solve(op_name: str, device_type: str, dtype: torch.dtype, backend: str) -> 
 
 
 def _with_gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> list[Tensor]:
+    if not torch.is_grad_enabled():
+        return [*outputs]
     return [*outputs, *torch.autograd.grad([output.float().sin().sum() for output in outputs], leaves)]
 
 

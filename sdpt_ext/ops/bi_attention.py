@@ -59,7 +59,9 @@ def bi_attention(
     _check(x, keys, key_bias, values, prompts, image_mask, num_text, dropout_p)
     device_type = x.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else x.dtype
-    chosen = _library.resolve_backend("bi_attention", backend, x, dtype)
+    differentiable = (x, keys, key_bias, values, prompts)
+    gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
+    chosen = _library.resolve_backend("bi_attention", backend, x, dtype, gradients)
     with torch.autocast(device_type, enabled=False):
         tensors = (
             x.to(dtype),
@@ -89,7 +91,7 @@ def has_residual(v: Tensor, norm: nn.LayerNorm, offset: Tensor, backend: str = "
         and not norm._forward_pre_hooks
         and norm.weight.dtype == offset.dtype == v.dtype
         and not torch.is_autocast_enabled(v.device.type)
-        and _library.resolve_backend("bi_attention", backend, v) == "ext"
+        and _library.resolve_backend("bi_attention", backend, v, gradients=False) == "ext"
         and _library.has_kernel("bi_attention_residual", v.device.type)
     )
 

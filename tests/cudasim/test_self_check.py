@@ -47,6 +47,20 @@ print(sorted({{"hopper" in launch["kernel"] for launch in cudasim.launches()}}))
 """
 
 
+TRAIN = """
+import torch
+from sdpt_ext.ops import bi_attention
+from tests.cudasim import simulator
+
+cudasim = simulator.load()
+x, keys, values = (torch.ones(1, *sizes, 256) for sizes in ((70,), (2, 5), (2, 5)))
+for training in (False, False, True, True):
+    cudasim.reset()
+    y, _ = bi_attention(x.requires_grad_(training), keys, torch.zeros(1, 2, 5), values)
+    torch.testing.assert_close(y, 2 * torch.ones_like(x))
+    print(len(cudasim.launches()) > 0)
+"""
+
 COUNT = """
 import torch
 from sdpt_ext import _self_check
@@ -117,6 +131,14 @@ def test_environment_keeps_a_hoppers_own_kernels_out() -> None:
     result = run(ATTEND.format(broken=True), simulator.build(), SDPT_EXT_CUDA_CAPABILITY="portable")
     assert result.stdout.strip() == "[False]", result.stderr
     assert "RuntimeWarning: sdpt_ext:" not in result.stderr
+
+
+def test_kernel_without_room_for_gradients_runs_where_none_are_asked_for() -> None:
+    result = run(TRAIN, simulator.build(), SDPT_EXT_SHARED_MEMORY=str(99 * 1024))
+    at_rest, training = result.stdout.split()[1::2]  # the first call of each kind is the check as well
+    assert (at_rest, training) == ("True", "False"), result.stderr
+    assert result.stderr.count("RuntimeWarning: sdpt_ext:") == 1
+    assert "bytes of shared memory per block, and this device has 101376" in result.stderr
 
 
 def test_every_tile_of_the_deformable_convolution_is_checked() -> None:
