@@ -14,7 +14,7 @@ namespace sdpt_ext::cpu::avx512_bf16 {
 
 template <>
 struct Lanes<Bf16Pair> {
-  using Sum = typename Vector<float>::Type;
+  using Sum = typename Vector<float>::Full;
   static constexpr int kWidth = SDPT_EXT_VECTOR_BYTES / sizeof(Bf16Pair);
 
   static void add_product(Sum& sum, Bf16Pair left, const Bf16Pair* right) {
