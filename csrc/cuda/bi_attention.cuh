@@ -17,6 +17,21 @@ __host__ __device__ constexpr int ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
+// Along the image, a step of a tile's work is one head. It is all of them where texts are so short that a tile takes less
+// time than to write, read and add the parts of one that blocks share.
+inline int heads_of_step(const Sizes& shape) {
+  constexpr int kShort = 32;
+  return shape.tokens <= kShort ? shape.heads : 1;
+}
+
+// Heads of the steps [begin, end).
+struct HeadRange {
+  int begin, end;
+
+  __device__ HeadRange(const Segment& segment, const Sizes& shape, int heads_of_step)
+      : begin(segment.begin * heads_of_step), end(min(segment.end * heads_of_step, shape.heads)) {}
+};
+
 // Whose scores against one chunk of tokens fit in registers: a tile of image rows that stays while text streams past.
 template <typename Element_, int kWidth_, int kTokens_, int kRows_>
 struct ImageTraits {

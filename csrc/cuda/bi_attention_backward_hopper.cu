@@ -17,9 +17,6 @@ bool run_image(const Backward& b, const LaunchScope& scope) {
   const Sizes& s = b.shape;
   ImageBackwardParams<Element> params{};
   set_image_params<Traits>(b, params);
-  // A tile of short texts takes less time than writing and adding the parts of one that blocks share.
-  params.heads_of_step = s.tokens <= 32 ? s.heads : 1;
-  params.work.items = s.heads / params.heads_of_step;
   const int box[] = {Traits::kHeads, Traits::kTokens};
   params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
   params.prompts_map =

@@ -17,7 +17,6 @@ bool run_image(const Forward& f, const LaunchScope& scope) {
   const Sizes& s = f.shape;
   ImageForwardParams<Element> params{};
   set_image_params<Traits>(f, params);
-  params.work.items = ceil_div(s.heads, Traits::kHeads);
   params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
   params.y_map = tensor_map(params.y, s.batch, s.image, s.width, kGroupRows);
   params.keys_map = head_map(data<Element>(f.keys), s, s.tokens, Traits::kHeads, Traits::kTokens);

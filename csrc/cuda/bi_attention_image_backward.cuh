@@ -15,7 +15,8 @@ struct ImageBackwardParams {
   using Number = NumberOf<Element>;
 
   Sizes shape;
-  Work work;  // a tile per (batch, kRows image rows or prompts), a step per head
+  Work work;  // a tile per (batch, kRows image rows or prompts), a step per some heads
+  int heads_of_step;
   Dropout<Number> dropout;
   const Element *x, *prompts, *grad_y;
   const bool* visible;     // (B, N) or null
@@ -92,11 +93,12 @@ struct ImageBackward {
     load_tile<kRows, Traits::kThreads>(x, Rows<Element>{rows, tile.count, width}, width);
     load_tile<kRows, Traits::kThreads>(grad_y, Rows<Element>{p.grad_y + offset, tile.prompt ? 0 : tile.count, width},
                                        width);
-    stream.start(tile.batch * p.shape.heads + segment.begin, segment.end - segment.begin);
+    const HeadRange heads(segment, p.shape, p.heads_of_step);
+    stream.start(tile.batch * p.shape.heads + heads.begin, heads.end - heads.begin);
     locate_rows(tile);
     Output output;
     output.clear();
-    for (int head = segment.begin; head < segment.end; ++head) {
+    for (int head = heads.begin; head < heads.end; ++head) {
       attend(output, tile.batch * p.shape.heads + head, tile);
     }
     if (segment.slot >= 0) {

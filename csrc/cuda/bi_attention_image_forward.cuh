@@ -15,7 +15,8 @@ struct ImageForwardParams {
   using Number = NumberOf<Element>;
 
   Sizes shape;
-  Work work;  // a tile per (batch, kRows image rows), a step per head
+  Work work;  // a tile per (batch, kRows image rows), a step per some heads
+  int heads_of_step;
   Dropout<Number> dropout;
   const Element* x;
   const Number* key_bias;
@@ -66,10 +67,11 @@ struct ImageForward {
     const Tile<Element, Traits::kWidth> x{shared.x};
     __syncthreads();  // the last tile is written out
     load_tile<Traits::kRows, Traits::kThreads>(x, Rows<Element>{p.x + offset, rows, width}, width);
-    stream.start(batch * p.shape.heads + segment.begin, segment.end - segment.begin);
+    const HeadRange heads(segment, p.shape, p.heads_of_step);
+    stream.start(batch * p.shape.heads + heads.begin, heads.end - heads.begin);
     Output output;
     output.clear();
-    for (int head = segment.begin; head < segment.end; ++head) {
+    for (int head = heads.begin; head < heads.end; ++head) {
       attend(output, batch * p.shape.heads + head, first);
     }
     if (segment.slot < 0) {

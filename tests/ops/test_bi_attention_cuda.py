@@ -30,7 +30,7 @@ SIZES: dict[str, dict[str, int]] = {
     "past every small tile": {"batch": 2, "positions": 65, "heads": 2, "tokens": 33, "width": 72, "prompts": 33},
     "past the middle chunk": {"batch": 1, "positions": 64, "heads": 1, "tokens": 97, "width": 64, "prompts": 1},
     "past the large chunk": {"batch": 1, "positions": 31, "heads": 2, "tokens": 290, "width": 16, "prompts": 0},
-    "blocks share tiles": {"batch": 1, "positions": 130, "heads": 3, "tokens": 5, "width": 64, "prompts": 2},
+    "blocks share tiles": {"batch": 1, "positions": 130, "heads": 3, "tokens": 35, "width": 64, "prompts": 2},
     "past the tiles of a Hopper": {"batch": 2, "positions": 129, "heads": 2, "tokens": 9, "width": 72, "prompts": 2},
     "past its smaller chunks": {"batch": 1, "positions": 97, "heads": 3, "tokens": 145, "width": 256, "prompts": 97},
     "past its heads": {"batch": 1, "positions": 49, "heads": 9, "tokens": 5, "width": 72, "prompts": 1},

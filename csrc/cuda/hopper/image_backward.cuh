@@ -29,7 +29,6 @@ struct ImageBackwardParams : cuda::ImageBackwardParams<Element> {
   CUtensorMap x_map, grad_y_map, grad_x_map;     // (B, N, D) in boxes of 64 rows
   CUtensorMap prompts_map;                       // (1, K, D), the same
   CUtensorMap keys_map, values_map, grad_u_map;  // (B, H, T or L, D) in boxes of a chunk
-  int heads_of_step;                             // of the shared work
 };
 
 template <class Traits>
@@ -76,14 +75,6 @@ struct ImageBackward {
 
   __device__ int chunks() const { return kHeads == 1 ? ceil_div(p.shape.tokens, kTokens) : 1; }
 
-  // Calls body(first head) for all heads of a segment, kHeads at a time.
-  template <typename Body>
-  __device__ __forceinline__ void for_each_heads(const Segment& segment, const Body& body) const {
-    const int end = min(segment.end * p.heads_of_step, p.shape.heads);
-    for (int head = segment.begin * p.heads_of_step; head < end; head += kHeads) {
-      body(head);
-    }
-  }
 
   __device__ __forceinline__ void init() {
     shared.residence.init();
@@ -101,7 +92,10 @@ struct ImageBackward {
         load_rows(tile, group, parity);
       }
       parity ^= 1;
-      for_each_heads(segment, [&](int head) { load_heads(cursor, static_cast<int>(tile.batch), head); });
+      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      for (int head = heads.begin; head < heads.end; head += kHeads) {
+        load_heads(cursor, static_cast<int>(tile.batch), head);
+      }
     });
   }
 
@@ -159,7 +153,10 @@ struct ImageBackward {
       parity ^= 1;
       Fragment<kWidth> output;
       output.clear();
-      for_each_heads(segment, [&](int head) { attend(output, rows, cursor, tile.batch, head, group); });
+      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      for (int head = heads.begin; head < heads.end; head += kHeads) {
+        attend(output, rows, cursor, tile.batch, head, group);
+      }
       if (segment.slot >= 0) {
         store_partial(output, p.partial + segment.slot * kSlot + group * kGroupRows * kWidth);
       } else if (tile.prompt) {

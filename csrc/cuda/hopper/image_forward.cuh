@@ -15,7 +15,7 @@ namespace sdpt_ext::cuda::hopper {
 template <typename Element_, int kHeads_, int kTokens_, int kChunks_>
 struct ImageTraits {
   using Element = Element_;
-  static constexpr int kHeads = kHeads_;    // of a step: 1, or 4 or 8 that are all there are
+  static constexpr int kHeads = kHeads_;    // at once: 1, or 4 or 8 that are all there are
   static constexpr int kTokens = kTokens_;  // of a chunk
   static constexpr int kChunks = kChunks_;  // that hold all tokens
   static constexpr int kRows = hopper::kRows, kWidth = hopper::kWidth, kThreads = hopper::kThreads;
@@ -85,8 +85,9 @@ struct ImageForward {
         });
       }
       parity ^= 1;
-      for (int heads = segment.begin; heads < segment.end; ++heads) {
-        load_tokens(cursor, batch, heads * kHeads);
+      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      for (int head = heads.begin; head < heads.end; head += kHeads) {
+        load_tokens(cursor, batch, head);
       }
     });
   }
@@ -123,8 +124,9 @@ struct ImageForward {
       if constexpr (kHeads == 1) {
         output.clear();
       }
-      for (int heads = segment.begin; heads < segment.end; ++heads) {
-        attend(output, cursor, batch, heads * kHeads, first, group);
+      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      for (int head = heads.begin; head < heads.end; head += kHeads) {
+        attend(output, cursor, batch, head, first, group);
       }
       if (segment.slot < 0) {
         ptx::barrier_sync(1 + group, kGroupThreads);  // all warps are done with x, whose place the result takes
@@ -137,7 +139,7 @@ struct ImageForward {
     ptx::wait_for_stores();
   }
 
-  // Adds what the heads of a step see to the output.
+  // Adds what kHeads heads see to the output.
   __device__ __forceinline__ void attend(
       Fragment<kWidth>& output, Cursor<Tokens>& cursor, int batch, int first_head, int first, int group) {
     const uint32_t x = ptx::shared_address(shared.x[group]);
@@ -163,7 +165,7 @@ struct ImageForward {
     }
     normalise(scores, state, batch, first_head, first, group);
     if constexpr (kHeads > 1) {
-      output.clear();  // the only step: until here its registers serve the scores
+      output.clear();  // the only visit: until here its registers serve the scores
     }
     begin(output);
     Cursor<Tokens> used = cursor;
