@@ -17,8 +17,8 @@ __host__ __device__ constexpr int ceil_div(int a, int b) {
   return (a + b - 1) / b;
 }
 
-// Along the image, a step of a tile's work is one head. It is all of them where texts are so short that a tile takes less
-// time than to write, read and add the parts of one that blocks share.
+// Along the image, a step of a tile's work is one head. It is all of them where texts are so short that a tile takes
+// less time than to write, read and add the parts of one that blocks share.
 inline int heads_of_step(const Sizes& shape) {
   constexpr int kShort = 32;
   return shape.tokens <= kShort ? shape.heads : 1;

@@ -3,9 +3,9 @@
 //
 // A block holds two tiles of 64 rows and of their output gradients, one of each per consuming warpgroup, while the
 // producer brings what the text has of one head after another, or of two at once where texts are short, chunk by chunk.
-// The gradients of all of a head's scores need its deltas: a head of more than one chunk comes twice, the first time for
-// those alone. Score gradients and weights become operands in registers, so that one accumulator sums over chunks and
-// heads.
+// The gradients of all of a head's scores need its deltas: a head of more than one chunk comes twice, the first time
+// for those alone. Score gradients and weights become operands in registers, so that one accumulator sums over chunks
+// and heads.
 #pragma once
 
 #include "../bi_attention_image_backward.cuh"

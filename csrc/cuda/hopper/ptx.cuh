@@ -190,7 +190,7 @@ __device__ __forceinline__ void pin(uint64_t& value) {
 #define SDPT_EXT_OWN_48(i) SDPT_EXT_OWN_16(i), SDPT_EXT_OWN_16(i + 16), SDPT_EXT_OWN_16(i + 32)
 #define SDPT_EXT_OWN_64(i) SDPT_EXT_OWN_48(i), SDPT_EXT_OWN_16(i + 48)
 #define SDPT_EXT_OWN_80(i) SDPT_EXT_OWN_40(i), SDPT_EXT_OWN_40(i + 40)
-#define SDPT_EXT_OWN_128(i) SDPT_EXT_OWN_48(i), SDPT_EXT_OWN_48(i + 48), SDPT_EXT_OWN_16(i + 96), SDPT_EXT_OWN_16(i + 112)
+#define SDPT_EXT_OWN_128(i) SDPT_EXT_OWN_64(i), SDPT_EXT_OWN_64(i + 64)
 
 // c = a b^T, or c += a b^T where accumulate is set, for a (64, 16) and b (kColumns, 16) in shared memory. kCount is the
 // number of accumulators of a thread; a, b and accumulate are the operands that follow them.
