@@ -83,6 +83,10 @@ struct TextForward {
     for_each_segment(p.work, [&](const Segment& segment) {
       const int batch = static_cast<int>(segment.tile / p.tiles_per_sample());
       const int first = static_cast<int>(segment.tile % p.tiles_per_sample()) * kRows + group * kGroupRows;
+      if (first >= p.shape.heads * p.shape.text) {
+        pass_over(cursor, segment);
+        return;
+      }
       load_queries(queries, batch, first, 1 + group);
       RowState state;
       start(state, batch, first);
@@ -100,6 +104,14 @@ struct TextForward {
       }
     });
     ptx::wait_for_stores();
+  }
+
+  // Of a tile whose last rows are all past the end.
+  __device__ __forceinline__ void pass_over(Cursor<Image>& cursor, const Segment& segment) {
+    for (int item = segment.begin; item < segment.end; ++item) {
+      cursor.wait();
+      cursor.release();
+    }
   }
 
   __device__ __forceinline__ void load_queries(uint32_t queries, int64_t batch, int first, int barrier) {
