@@ -116,8 +116,8 @@ struct Cursor {
   __device__ auto& terms() const { return ring.terms[stage]; }
 
   // For all threads of the producer. set(terms, i) sets the i-th of `count` terms.
-  template <class Box, typename Set>
-  __device__ __forceinline__ void fill(const Box& box, int count, const Set& set) {
+  template <class Source, typename Set>
+  __device__ __forceinline__ void fill(const Source& source, int count, const Set& set) {
     wait_for_phase(ring.empty[stage], parity ^ 1);
 #pragma unroll 1  // the producer has few registers
     for (int i = threadIdx.x; i < count; i += kGroupThreads) {
@@ -126,15 +126,15 @@ struct Cursor {
     const uint32_t full = ptx::shared_address(&ring.full[stage]);
     if (threadIdx.x == 0) {
       ptx::mbarrier_arrive_expect(full, Ring::kBytes);
-      box.load(tile(), Ring::kBytes, full);
+      source.load(tile(), Ring::kBytes, full);
     } else {
       ptx::mbarrier_arrive(full);
     }
     advance();
   }
-  template <class Box>
-  __device__ __forceinline__ void fill(const Box& box) {
-    fill(box, 0, [](auto&, int) {});
+  template <class Source>
+  __device__ __forceinline__ void fill(const Source& source) {
+    fill(source, 0, [](auto&, int) {});
   }
 
   // For consumers: until the tile is there; and when a warp needs it no more.
