@@ -49,7 +49,7 @@ def deform_conv2d(
         backend: "auto", "ext" (compiled) or "torch" (plain PyTorch).
 
     Returns:
-        (B, O, out_h, out_w); the compiled operator lays it out channels last, as it does the gradient of `input`.
+        (B, O, out_h, out_w), contiguous for a contiguous `input`; else the compiled operator leaves it channels last.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit together.
@@ -158,7 +158,8 @@ def _sample_bilinear(image: Tensor, y: Tensor, x: Tensor) -> Tensor:
 def _compiled(
     input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
 ) -> Tensor:
-    return torch.ops.sdpt_ext.deform_conv2d(input, offset, mask, weight, bias, stride, padding)
+    output = torch.ops.sdpt_ext.deform_conv2d(input, offset, mask, weight, bias, stride, padding)
+    return output.contiguous() if input.is_contiguous() else output
 
 
 def _pair(value: int | Pair, name: str, least: int) -> Pair:

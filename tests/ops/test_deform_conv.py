@@ -215,6 +215,14 @@ def test_empty_tensors_give_empty_or_bias_only_results(sizes: dict[str, Any], ba
         torch.testing.assert_close(output, tensors[4][None, :, None, None].expand_as(output))
 
 
+@needs_library
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_has_the_memory_format_of_the_input(memory_format: torch.memory_format) -> None:
+    image, *others = example(dtype=torch.float32)
+    output = deform_conv2d(image.contiguous(memory_format=memory_format), *others, backend="ext")
+    assert output.is_contiguous(memory_format=memory_format)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_non_contiguous_tensors(backend: str) -> None:
     tensors = example(batch=3, channels=4, size=(5, 5))
