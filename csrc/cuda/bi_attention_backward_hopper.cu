@@ -17,15 +17,17 @@ bool run_image(const Backward& b, const LaunchScope& scope) {
   const Sizes& s = b.shape;
   ImageBackwardParams<Element> params{};
   set_image_params<Traits>(b, params);
-  const int box[] = {Traits::kHeads, Traits::kTokens};
+  const auto map_of = [&](const Tensor& rows, int tokens) {
+    return head_map(data<Element>(rows), s, tokens, Traits::kHeads, Traits::kTokens);
+  };
   params.x_map = tensor_map(params.x, s.batch, s.image, s.width, kGroupRows);
   params.prompts_map =
       s.prompts == 0 ? params.x_map : tensor_map(params.prompts, 1, s.prompts, s.width, kGroupRows);
   params.grad_y_map = tensor_map(params.grad_y, s.batch, s.image, s.width, kGroupRows);
   params.grad_x_map = tensor_map(params.grad_x, s.batch, s.image, s.width, kGroupRows);
-  params.keys_map = head_map(data<Element>(b.keys), s, s.tokens, box[0], box[1]);
-  params.values_map = head_map(data<Element>(b.values), s, s.tokens, box[0], box[1]);
-  params.grad_u_map = head_map(data<Element>(b.grad_u), s, s.text, box[0], box[1]);
+  params.keys_map = map_of(b.keys, s.tokens);
+  params.values_map = map_of(b.values, s.tokens);
+  params.grad_u_map = map_of(b.grad_u, s.text);
   launch<ImageBackward<Traits>, Traits>(scope, b.x, params, image_backward<Traits>, merge_image_backward<Traits>);
   return true;
 }

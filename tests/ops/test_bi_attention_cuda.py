@@ -70,8 +70,10 @@ class Tf32Products(TorchDispatchMode):
 def tf32_allowed() -> Iterator[None]:
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    yield
-    torch.backends.cuda.matmul.fp32_precision = before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def assert_no_worse_than_plain(inputs: dict[str, Tensor], options: dict[str, Any]) -> None:

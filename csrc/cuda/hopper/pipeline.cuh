@@ -30,16 +30,23 @@ __device__ __forceinline__ void arrive(uint64_t& barrier) { ptx::mbarrier_arrive
 
 constexpr uint32_t kGroupTileBytes = kGroupRows * kWidth * 2;
 
+// By one thread, to a tile of `bytes` bytes, whose arrival completes at the barrier. place: where the map's boxes start,
+// in all dimensions after the columns.
+template <typename... Place>
+__device__ __forceinline__ void load_panels(
+    uint32_t tile, uint32_t bytes, uint32_t barrier, const CUtensorMap* map, Place... place) {
+  for (int panel = 0; panel < kPanels; ++panel) {
+    ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, place..., barrier);
+  }
+}
+
 // Rows of a matrix from `row` on.
 struct Box {
   const CUtensorMap* map;
   int row, matrix;
 
-  // By one thread, to a tile of `bytes` bytes, whose arrival completes at the barrier.
   __device__ __forceinline__ void load(uint32_t tile, uint32_t bytes, uint32_t barrier) const {
-    for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, row, matrix, barrier);
-    }
+    load_panels(tile, bytes, barrier, map, row, matrix);
   }
 };
 
@@ -49,9 +56,7 @@ struct HeadBox {
   int head, token, batch;
 
   __device__ __forceinline__ void load(uint32_t tile, uint32_t bytes, uint32_t barrier) const {
-    for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::load_box(tile + panel * (bytes / kPanels), map, panel * kPanelColumns, head, token, batch, barrier);
-    }
+    load_panels(tile, bytes, barrier, map, head, token, batch);
   }
 };
 
