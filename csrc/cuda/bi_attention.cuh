@@ -19,7 +19,7 @@ __host__ __device__ constexpr int ceil_div(int a, int b) {
 
 // Along the image, a step of a tile's work is one head. It is all of them where texts are so short that a tile takes
 // less time than to write, read and add the parts of one that blocks share.
-inline int heads_of_step(const Sizes& shape) {
+__host__ __device__ inline int heads_of_step(const Sizes& shape) {
   constexpr int kShort = 32;
   return shape.tokens <= kShort ? shape.heads : 1;
 }
@@ -28,8 +28,8 @@ inline int heads_of_step(const Sizes& shape) {
 struct HeadRange {
   int begin, end;
 
-  __device__ HeadRange(const Segment& segment, const Sizes& shape, int heads_of_step)
-      : begin(segment.begin * heads_of_step), end(min(segment.end * heads_of_step, shape.heads)) {}
+  __device__ HeadRange(const Segment& segment, const Sizes& shape)
+      : begin(segment.begin * heads_of_step(shape)), end(segment.end * heads_of_step(shape)) {}
 };
 
 // Whose scores against one chunk of tokens fit in registers: a tile of image rows that stays while text streams past.

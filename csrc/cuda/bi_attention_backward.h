@@ -29,8 +29,7 @@ void set_image_params(const Backward& b, Params& params) {
   using Number = NumberOf<Element>;
   params.shape = b.shape;
   const int tiles = ceil_div(b.shape.image, Traits::kRows) + ceil_div(b.shape.prompts, Traits::kRows);
-  params.heads_of_step = heads_of_step(b.shape);
-  params.work = {int64_t{b.shape.batch} * tiles, b.shape.heads / params.heads_of_step, 1};
+  params.work = {int64_t{b.shape.batch} * tiles, b.shape.heads / heads_of_step(b.shape), 1};
   params.dropout = Dropout<Number>::with(b.dropout_p, b.seed);
   params.x = data<Element>(b.x);
   params.prompts = data_or_null<Element>(b.prompts);

@@ -21,9 +21,8 @@ void set_image_params(const Forward& f, Params& params) {
   using Element = typename Traits::Element;
   using Number = NumberOf<Element>;
   params.shape = f.shape;
-  params.heads_of_step = heads_of_step(f.shape);
   params.work = {int64_t{f.shape.batch} * ceil_div(f.shape.image, Traits::kRows),
-                 f.shape.heads / params.heads_of_step, 1};
+                 f.shape.heads / heads_of_step(f.shape), 1};
   params.dropout = Dropout<Number>::with(f.dropout_p, f.seed);
   params.x = data<Element>(f.x);
   params.key_bias = data<Number>(f.key_bias);

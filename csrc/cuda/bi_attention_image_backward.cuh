@@ -15,8 +15,7 @@ struct ImageBackwardParams {
   using Number = NumberOf<Element>;
 
   Sizes shape;
-  Work work;  // a tile per (batch, kRows image rows or prompts), a step per some heads
-  int heads_of_step;
+  Work work;  // a tile per (batch, kRows image rows or prompts), a step per heads_of_step
   Dropout<Number> dropout;
   const Element *x, *prompts, *grad_y;
   const bool* visible;     // (B, N) or null
@@ -93,7 +92,7 @@ struct ImageBackward {
     load_tile<kRows, Traits::kThreads>(x, Rows<Element>{rows, tile.count, width}, width);
     load_tile<kRows, Traits::kThreads>(grad_y, Rows<Element>{p.grad_y + offset, tile.prompt ? 0 : tile.count, width},
                                        width);
-    const HeadRange heads(segment, p.shape, p.heads_of_step);
+    const HeadRange heads(segment, p.shape);
     stream.start(tile.batch * p.shape.heads + heads.begin, heads.end - heads.begin);
     locate_rows(tile);
     Output output;

@@ -15,8 +15,7 @@ struct ImageForwardParams {
   using Number = NumberOf<Element>;
 
   Sizes shape;
-  Work work;  // a tile per (batch, kRows image rows), a step per some heads
-  int heads_of_step;
+  Work work;  // a tile per (batch, kRows image rows), a step per heads_of_step
   Dropout<Number> dropout;
   const Element* x;
   const Number* key_bias;
@@ -67,7 +66,7 @@ struct ImageForward {
     const Tile<Element, Traits::kWidth> x{shared.x};
     __syncthreads();  // the last tile is written out
     load_tile<Traits::kRows, Traits::kThreads>(x, Rows<Element>{p.x + offset, rows, width}, width);
-    const HeadRange heads(segment, p.shape, p.heads_of_step);
+    const HeadRange heads(segment, p.shape);
     stream.start(batch * p.shape.heads + heads.begin, heads.end - heads.begin);
     Output output;
     output.clear();

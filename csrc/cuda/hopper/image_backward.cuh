@@ -92,7 +92,7 @@ struct ImageBackward {
         load_rows(tile, group, parity);
       }
       parity ^= 1;
-      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      const HeadRange heads(segment, p.shape);
       for (int head = heads.begin; head < heads.end; head += kHeads) {
         load_heads(cursor, static_cast<int>(tile.batch), head);
       }
@@ -153,7 +153,7 @@ struct ImageBackward {
       parity ^= 1;
       Fragment<kWidth> output;
       output.clear();
-      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      const HeadRange heads(segment, p.shape);
       for (int head = heads.begin; head < heads.end; head += kHeads) {
         attend(output, rows, cursor, tile.batch, head, group);
       }

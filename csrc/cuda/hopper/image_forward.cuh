@@ -85,7 +85,7 @@ struct ImageForward {
         });
       }
       parity ^= 1;
-      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      const HeadRange heads(segment, p.shape);
       for (int head = heads.begin; head < heads.end; head += kHeads) {
         load_tokens(cursor, batch, head);
       }
@@ -124,7 +124,7 @@ struct ImageForward {
       if constexpr (kHeads == 1) {
         output.clear();
       }
-      const HeadRange heads(segment, p.shape, p.heads_of_step);
+      const HeadRange heads(segment, p.shape);
       for (int head = heads.begin; head < heads.end; head += kHeads) {
         attend(output, cursor, batch, head, first, group);
       }
